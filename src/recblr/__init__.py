@@ -1,0 +1,1 @@
+"""RecBLR Lab: Behavior-Dependent Linear Recurrent Units for sequential recommendation."""

@@ -1,0 +1,1 @@
+"""Raw log -> ordered, filtered, packed sequences -> batches."""

@@ -1,0 +1,79 @@
+"""The one batch type: sequences packed end to end, without padding.
+
+Shapes: N packed items, B sequences, T longest sequence of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """B item sequences, packed.
+
+    items (N,) int64: item ids 1..V; row t of sequence b is `items[cu_seqlens[b] + t]`.
+    cu_seqlens (B+1,) int64: start of each sequence, then N.
+    targets int64: one per sequence (B,), or one per position (N,); 0 = no target.
+    user_ids (B,) int64: index of the user in the store.
+    cu_seqlens_host (B+1,) int64: the same on the CPU, so that nothing waits for a device.
+    seen, cu_seen: packed item ids that the user has met (whole history, not only the window);
+        present only when evaluation masks the history.
+    """
+
+    items: Tensor
+    cu_seqlens: Tensor
+    targets: Tensor
+    user_ids: Tensor
+    cu_seqlens_host: Tensor
+    seen: Tensor | None = None
+    cu_seen: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64."""
+        return self.cu_seqlens.diff()
+
+    @property
+    def last(self) -> Tensor:
+        """(B,) int64: packed index of each sequence's last item. Every sequence has one or more."""
+        return self.cu_seqlens[1:] - 1
+
+    @property
+    def one_target_per_sequence(self) -> bool:
+        """True for `targets (B,)`. Where N = B both readings are the same."""
+        return len(self.targets) == len(self)
+
+    @property
+    def n_targets(self) -> Tensor:
+        """int64 scalar on the batch's device."""
+        return self.targets.count_nonzero()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> SequenceBatch:
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if f.name != "cu_seqlens_host" and (value := getattr(self, f.name)) is not None
+        }
+        return replace(self, **moved)
+
+    def padded(self, side: Literal["left", "right"] = "right") -> Tensor:
+        """Item ids as (B, T) int64, 0 = padding on the given side."""
+        lengths = self.lengths
+        longest = int(self.cu_seqlens_host.diff().max()) if len(self) else 0
+        column = torch.arange(longest, device=self.items.device)
+        if side == "left":
+            column = column - (longest - lengths)[:, None]  # (B, T), negative = padding
+        else:
+            column = column.expand(len(self), longest)
+        inside = (column >= 0) & (column < lengths[:, None])
+        out = self.items.new_zeros(len(self), longest)
+        out[inside] = self.items  # row-major order of the mask = packed order
+        return out

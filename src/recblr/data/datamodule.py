@@ -1,0 +1,93 @@
+"""One log, split leave-one-out, as loaders. The only module of `recblr.data` that needs lightning."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import lightning as L
+import numpy as np
+
+from recblr.data.sequences import (
+    PackedLoader,
+    Rows,
+    SequenceStore,
+    evaluation_rows,
+    split_hash,
+    train_stops,
+    training_rows,
+)
+
+Split = Literal["val", "test"]
+TargetMode = Literal["all_positions", "prefix"]
+
+
+class Log(Protocol):
+    """What a file of `conf/data` builds: `LogFile` or `SyntheticLog`."""
+
+    name: str
+
+    def load(self, seed: int = 0) -> SequenceStore: ...
+
+
+class SequenceDataModule(L.LightningDataModule):
+    """Loaders over one `SequenceStore`; `load()` first.
+
+    max_length: inputs per row; batch_size: targets per training batch; eval_batch_size: users per
+    evaluation batch; eval_users: evaluate at most that many users (drawn with the seed).
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        max_length: int,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        target_mode: TargetMode = "all_positions",
+        mask_history: bool = False,
+        eval_users: int | None = None,
+    ):
+        super().__init__()
+        for name, size in (
+            ("max_length", max_length), ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+        ):
+            if size < 1:
+                raise ValueError(f"{name}={size}: must be 1 or more")
+        self.log, self.seed = log, seed
+        self.max_length, self.target_mode = max_length, target_mode
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.mask_history, self.eval_users = mask_history, eval_users
+
+    def load(self) -> None:
+        """Read, filter, order and split the log; sets `store` and `split_hash`."""
+        self.store = self.log.load(self.seed)
+        self.split_hash = split_hash(self.store)
+        self.rows = training_rows(self.store, self.max_length, self.target_mode)
+
+    def training_part(self) -> dict:
+        """Arguments of a floor's `fit`: no event later than a user's training part."""
+        offsets = self.store.offsets
+        return {"items": self.store.items, "starts": offsets[:-1], "stops": train_stops(self.store)}
+
+    def train_dataloader(self) -> PackedLoader:
+        """The epoch's batches: Lightning asks anew each epoch (`reload_dataloaders_every_n_epochs`)."""
+        return PackedLoader(
+            self.store, self.rows, self.batch_size, budget="targets",
+            shuffle=(self.seed, self.trainer.current_epoch if self.trainer else 0),
+            one_target=self.target_mode == "prefix",
+        )
+
+    def val_dataloader(self) -> PackedLoader:
+        return self.evaluation_loader("val")
+
+    def evaluation_loader(self, split: Split) -> PackedLoader:
+        """One row and one target per user with three events or more."""
+        rows = evaluation_rows(self.store, split, self.max_length)
+        if self.eval_users is not None and self.eval_users < len(rows):
+            chosen = np.random.default_rng(self.seed).choice(len(rows), self.eval_users, False)
+            rows = Rows(*(column[np.sort(chosen)] for column in vars(rows).values()))
+        return PackedLoader(
+            self.store, rows, self.eval_batch_size, budget="rows", one_target=True,
+            seen=self.mask_history,
+        )

@@ -1,0 +1,1 @@
+"""One model a file; all follow `recblr.models.base`."""

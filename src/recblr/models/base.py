@@ -1,0 +1,65 @@
+"""What every model offers, and the one scoring function.
+
+Shapes: N packed items, B sequences, V items, D' width of the representation.
+A model sees batches and numbers: never a config, a data set or a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+from recblr.data.batch import SequenceBatch
+
+
+@runtime_checkable
+class SequentialModel(Protocol):
+    """A trained model. Score of an item = representation x item matrix (+ item bias).
+
+    May also have `item_bias() -> (V+1,)`, and, if recurrent, `init_state(B)` and
+    `step(items (B,), state) -> (representation (B, D'), state)`, which equals `encode`.
+    """
+
+    causal: bool  # the representation after a position depends on no later item
+
+    def encode(self, batch: SequenceBatch) -> Tensor:
+        """(N, D'): the representation after each position."""
+        ...
+
+    def represent(self, batch: SequenceBatch) -> Tensor:
+        """(B, D'): the representation after each sequence."""
+        ...
+
+    def item_matrix(self) -> Tensor:
+        """(V+1, D'); row 0 is padding: the softmax has it, no ranking does."""
+        ...
+
+
+@runtime_checkable
+class Floor(Protocol):
+    """A scorer that is counted, not trained: what any model has to beat."""
+
+    def fit(self, items: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> None:
+        """Count. The training events of user u are `items[starts[u]:stops[u]]`, in order."""
+        ...
+
+    def score_block(self, batch: SequenceBatch, lo: int, hi: int) -> Tensor:
+        """(B, hi - lo): scores of the items lo..hi-1 after each sequence."""
+        ...
+
+
+def block_scorer(model: SequentialModel | Floor, batch: SequenceBatch) -> Callable[..., Tensor]:
+    """`score(lo, hi) -> (B, hi - lo)`: scores of the items lo..hi-1 after each sequence."""
+    if hasattr(model, "score_block"):
+        return lambda lo, hi: model.score_block(batch, lo, hi)
+    representation, matrix = model.represent(batch), model.item_matrix()
+    bias = model.item_bias() if hasattr(model, "item_bias") else None
+
+    def score(lo: int, hi: int) -> Tensor:
+        scores = representation @ matrix[lo:hi].T
+        return scores if bias is None else scores + bias[lo:hi]
+
+    return score

@@ -1,0 +1,1 @@
+"""Numerical operations on packed rows; each folder is one operation with its backends."""

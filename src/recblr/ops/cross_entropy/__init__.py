@@ -1,0 +1,36 @@
+"""Mean cross-entropy of a linear layer over all items, without the (N, V) matrix of logits."""
+
+import torch
+from torch import Tensor
+
+from recblr.ops.cross_entropy.chunked import ChunkedLinearCrossEntropy
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, chunk_rows: int = 256
+) -> Tensor:
+    """mean_n [log sum_v exp(x_n . weight_v + bias_v) - (x_n . weight + bias)_(targets_n)].
+
+    x (N, D), weight (V, D), bias (V,) or None, of one float dtype; targets (N,) int64 in 0..V-1,
+    every row counts. Returns a scalar, 0 for N = 0. Never more than `chunk_rows` rows of logits
+    exist: the gradients are made with them, in the forward. Differentiable once. Under autocast
+    the products run in its dtype. ValueError for shapes and dtypes; targets outside 0..V-1 raise
+    IndexError or RuntimeError from torch's gather.
+    """
+    expected = {"weight": (weight, (len(weight), x.shape[1])), "targets": (targets, x.shape[:1])}
+    expected["bias"] = (bias, (len(weight),))
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+    if targets.dtype != torch.int64:
+        raise ValueError(f"targets is {targets.dtype}, expected torch.int64")
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = (t if t is None else t.to(dtype) for t in (x, weight, bias))
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise ValueError(f"{name} is {tensor.dtype}, expected {x.dtype} as x")
+    if len(x) == 0:
+        return x.sum() + 0 * weight.sum() + (0 if bias is None else 0 * bias.sum())
+    differentiate = torch.is_grad_enabled()
+    return ChunkedLinearCrossEntropy.apply(x, weight, targets, bias, chunk_rows, differentiate)

@@ -1,0 +1,1 @@
+"""Tables from run folders; needs no data, no model and no network."""

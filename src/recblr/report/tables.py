@@ -1,0 +1,110 @@
+"""What a person reads at the end of a run: one table, and the run folder's model card."""
+
+from __future__ import annotations
+
+import csv
+from importlib import resources
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from recblr.run_folder import METRICS, Config, RunFolder, model_name
+
+Row = dict[str, float]
+
+
+def run_rows(run: RunFolder) -> dict[str, Row]:
+    """The rows of a finished run's table, from its folder."""
+    split = evaluated_on(run)
+    metrics = run.read_json("test_metrics.json" if split == "test" else "evaluate_val.json")
+    return result_rows(run.read_config(), run.read_json("floors.json"), metrics)
+
+
+def evaluated_on(run: RunFolder) -> str:
+    """`test`, or `val` for a run with test=false."""
+    return "test" if (run.path / "test_metrics.json").exists() else "val"
+
+
+def result_rows(config: Config, floors: dict[str, Row], metrics: Row) -> dict[str, Row]:
+    """Name -> metrics: floors, the model, then what it is measured against."""
+    name = model_name(config)
+    rows = {floor: floors[floor] for floor in ("popularity", "markov") if floor != name}
+    rows[name] = metrics
+    if "ceiling" in floors:
+        rows["ceiling (upper bound)"] = floors["ceiling"]
+    paper = paper_row(config["data"]["name"], name)
+    if paper and not config["smoke"]:
+        rows[f"{name}, paper"] = paper
+    return rows
+
+
+def paper_row(dataset: str, model: str) -> Row:
+    """The paper's Table 1 for a data set and model; empty where it has none."""
+    text = (resources.files(__package__) / "paper.csv").read_text(encoding="utf-8")
+    return {
+        line["metric"]: float(line["value"])
+        for line in csv.DictReader(text.splitlines())
+        if (line["table"], line["dataset"], line["model"]) == ("table1", dataset, model)
+    }
+
+
+def protocol(config: Config, split: str) -> str:
+    """One line: without it a metric means nothing."""
+    data, loader = config["data"], config["datamodule"]
+    masked = "not ranked" if loader["mask_history"] else "ranked too"
+    return (
+        f"{split} targets of leave-one-out, all items ranked, history {masked}; "
+        f"order {data.get('order', 'generated')}, repeats {data.get('repeats', 'keep')}, "
+        f"{loader['target_mode']}, max_length {loader['max_length']}"
+    )
+
+
+def print_run(run: RunFolder) -> None:
+    """The table of a finished run and where it is."""
+    config = run.read_config()
+    print_results(config, evaluated_on(run), run_rows(run))
+    Console(soft_wrap=True).print(f"run folder: {run.path}")
+
+
+def print_results(config: Config, split: str, rows: dict[str, Row]) -> None:
+    """Metrics, one row per model, four decimals, under the protocol they belong to."""
+    title = f"{config['data']['name']}, {split}" + (" (SMOKE RUN)" if config["smoke"] else "")
+    table = Table(
+        title=title, caption=protocol(config, split), title_justify="left", caption_justify="left"
+    )
+    table.add_column("")
+    for metric in METRICS:
+        table.add_column(metric, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(f"{row[m]:.4f}" if m in row else "" for m in METRICS))
+    Console(width=max(Console().width, 100)).print(table)
+
+
+def model_card(run: RunFolder) -> str:
+    """README.md of a run folder."""
+    config, split, rows = run.read_config(), evaluated_on(run), run_rows(run)
+    environment: dict[str, Any] = run.read_json("environment.json")
+    lines = [
+        f"# {model_name(config)} on {config['data']['name']}",
+        "",
+        "**A smoke run: its figures mean nothing.**\n" if config["smoke"] else "",
+        f"Protocol: {protocol(config, split)}.",
+        "",
+        "| | " + " | ".join(METRICS) + " |",
+        "| --- |" + " ---: |" * len(METRICS),
+    ]
+    for name, row in rows.items():
+        cells = (f"{row[m]:.4f}" if m in row else "" for m in METRICS)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"Command: `{environment['command']}`  ",
+        f"Commit: {environment['commit'] or 'unknown'}  ",
+        f"Machine: {environment['gpu'] or environment['cpu']}, {environment['threads']} threads",
+        "",
+        f"Evaluate again: `python evaluate.py ckpt_path={run.checkpoints / 'best.ckpt'}`"
+        if (run.checkpoints / "best.ckpt").exists()
+        else "Nothing was trained: there is no checkpoint.",
+    ]
+    return "\n".join(lines) + "\n"

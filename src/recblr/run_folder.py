@@ -1,0 +1,176 @@
+"""What a run leaves on disk: write it, read it.
+
+    <runs>/<data>/<model>/s<seed>-<hash8>/
+        config.yaml  environment.json  metrics.csv  test_metrics.json  floors.json
+        test_ranks.parquet  checkpoints/{best,last}.ckpt  run.log  README.md
+
+`README.md` (the model card) is written last: a folder that has it is a finished run.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Config = dict[str, Any]
+
+METRICS = ("hr@10", "ndcg@10", "mrr@10", "hr@20", "ndcg@20", "mrr@20")
+_PACKAGES = ("torch", "triton", "lightning", "torchmetrics", "hydra-core", "omegaconf", "pandas")
+_PACKAGES += ("numpy", "numba", "wandb")
+_NOT_IDENTITY = ("paths", "logger", "resume", "test", "overwrite")  # where, not what
+
+
+class RunFolder:
+    """One run on disk. Nothing is written before `start`."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+
+    @classmethod
+    def of(cls, config: Config, split_hash: str) -> RunFolder:
+        """The folder that belongs to a resolved config and the split that it trains on."""
+        name = f"s{config['seed']}-{identity(config, split_hash)}"
+        return cls(Path(config["paths"]["runs"]) / config["data"]["name"] / model_name(config) / name)
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "README.md").exists()
+
+    def start(self, config: Config, environment: dict[str, Any]) -> None:
+        """Create the folder anew and write what is known before training."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.checkpoints.mkdir(parents=True)
+        self._write("config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        self.write_json("environment.json", environment)
+
+    @contextmanager
+    def log_to_file(self) -> Iterator[None]:
+        """Send every log message, and an error that ends the run, to `run.log` too."""
+        handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root = logging.getLogger()
+        root.addHandler(handler)
+        try:
+            yield
+        except BaseException as error:
+            info = (type(error), error, error.__traceback__)
+            handler.handle(root.makeRecord("recblr", logging.ERROR, "", 0, "failed", (), info))
+            raise
+        finally:
+            root.removeHandler(handler)
+            handler.close()
+
+    def append_epoch(self, row: dict[str, float]) -> None:
+        """One line of `metrics.csv`. Every row has the keys of the first."""
+        path = self.path / "metrics.csv"
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def read_config(self) -> Config:
+        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        self._write(name, json.dumps(content, indent=2) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    def write_ranks(self, columns: dict[str, Any]) -> None:
+        """`test_ranks.parquet`: user_id, item_id (str), higher, equal (int32), a row per user."""
+        import pandas as pd
+
+        partial = self.path / "test_ranks.parquet.part"
+        pd.DataFrame(columns).to_parquet(partial, index=False)
+        partial.replace(self.path / "test_ranks.parquet")
+
+    def finish(self, card: str) -> None:
+        self._write("README.md", card)
+
+    def _write(self, name: str, text: str) -> None:
+        partial = self.path / f"{name}.part"  # a killed run leaves no half-written file
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(self.path / name)
+
+
+def model_name(config: Config) -> str:
+    """`recblr` for `_target_: recblr.models.recblr.RecBLR`: a model is one module."""
+    return config["model"]["_target_"].split(".")[-2]
+
+
+def identity(config: Config, split_hash: str) -> str:
+    """Eight hex digits over everything that may change the result, and the split."""
+    kept: Config = {key: value for key, value in config.items() if key not in _NOT_IDENTITY}
+    kept["data"] = {k: v for k, v in config["data"].items() if k not in ("path", "urls")}
+    kept["trainer"] = {
+        k: v for k, v in config["trainer"].items() if k not in ("accelerator", "devices")
+    }
+    text = json.dumps([kept, split_hash], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, hardware and threads of this process; the command that started it."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+    }
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this file belongs to, `-dirty` with uncommitted changes."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

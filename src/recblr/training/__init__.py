@@ -1,0 +1,1 @@
+"""Objectives, the one LightningModule, callbacks, and the checks before a run."""

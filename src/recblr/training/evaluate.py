@@ -1,0 +1,75 @@
+"""Rank a whole split: the trained model, the floors, and what bounds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from recblr.data.batch import SequenceBatch
+from recblr.data.datamodule import SequenceDataModule, Split
+from recblr.models.base import Floor, SequentialModel
+from recblr.models.markov import Markov
+from recblr.models.popularity import Popularity
+from recblr.training.module import CHECKPOINT_KEY, SequentialRecommender
+
+Metrics = dict[str, float]
+
+
+def evaluate(
+    model: SequentialModel | Floor, loader: Iterable[SequenceBatch], n_items: int
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Rank every target of the loader.
+
+    Returns the metrics (`{"hr@10": .., .., "users": n}`) and the counts behind them, int64 (U,)
+    each: user, item, higher, equal.
+    """
+    module = SequentialRecommender(model, n_items)
+    trainer = L.Trainer(
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, devices=1,
+    )
+    trainer.test(module, loader, verbose=False)
+    ranks = {name: torch.cat([part[name] for part in module.ranks]) for name in module.ranks[0]}
+    return module.last_metrics | {"users": len(ranks["user"])}, ranks
+
+
+def floor_metrics(data: SequenceDataModule, split: Split) -> dict[str, Metrics]:
+    """Metrics of the floors and, where the log knows it, of the best possible ranking."""
+    loader, n_items = data.evaluation_loader(split), data.store.n_items
+    scorers: dict[str, Any] = {"popularity": Popularity(n_items), "markov": Markov(n_items)}
+    for floor in scorers.values():
+        floor.fit(**data.training_part())
+    if hasattr(data.log, "ceiling"):
+        scorers["ceiling"] = data.log.ceiling(data.store)
+    return {name: evaluate(scorer, loader, n_items)[0] for name, scorer in scorers.items()}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours: `state_dict` and, under "recblr", config, split hash and item ids.
+
+    Raises FileNotFoundError or ValueError that names the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path={path}: no such file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for a file that is not one
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"ckpt_path={path}: not a checkpoint ({reason})") from error
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise ValueError(f"ckpt_path={path}: not a checkpoint of train.py")
+    return checkpoint
+
+
+def load_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Put the weights of a checkpoint into its model."""
+    prefix = "model."
+    weights = checkpoint["state_dict"]
+    model.load_state_dict(
+        {key[len(prefix):]: value for key, value in weights.items() if key.startswith(prefix)}
+    )

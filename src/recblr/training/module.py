@@ -1,0 +1,84 @@
+"""The one LightningModule: a step is `objective(model, batch)`, an evaluation is ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from recblr.data.batch import SequenceBatch
+from recblr.evaluation.metrics import RankingMetrics
+from recblr.models.base import Floor, SequentialModel, block_scorer
+from recblr.ops.rank import count_ranks
+
+CHECKPOINT_KEY = "recblr"
+
+
+class SequentialRecommender(L.LightningModule):
+    """Trains and evaluates any model of `recblr.models.base`.
+
+    identity: plain containers stored in every checkpoint (config, split hash, raw item ids), so
+    that a checkpoint needs no flags.
+    """
+
+    def __init__(
+        self,
+        model: SequentialModel | Floor,
+        n_items: int,
+        objective: Callable[[Any, SequenceBatch], Tensor] | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        identity: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.model, self.n_items = model, n_items
+        self.objective, self.optimizer, self.identity = objective, optimizer, identity
+        self.metrics = RankingMetrics()
+        self.ranks: list[dict[str, Tensor]] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.optimizer is not None
+        return self.optimizer(self.parameters())
+
+    def training_step(self, batch: SequenceBatch) -> Tensor:
+        assert self.objective is not None
+        return self.objective(self.model, batch)
+
+    def validation_step(self, batch: SequenceBatch) -> None:
+        self.metrics.update(*self._count(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_start(self) -> None:
+        self.ranks = []
+
+    def test_step(self, batch: SequenceBatch) -> None:
+        higher, equal = self._count(batch)
+        self.metrics.update(higher, equal)
+        rank = {"user": batch.user_ids, "item": batch.targets, "higher": higher, "equal": equal}
+        self.ranks.append({name: value.cpu() for name, value in rank.items()})
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT_KEY] = self.identity
+
+    def _count(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        return count_ranks(
+            block_scorer(self.model, batch),
+            batch.targets,
+            self.n_items,
+            seen=batch.seen,
+            cu_seen=batch.cu_seen,
+        )
+
+    def _log_metrics(self, split: str) -> None:
+        values = self.metrics.compute()
+        self.metrics.reset()
+        for name, value in values.items():  # float64 would be stored as float32
+            self.log(f"{split}/{name}", value.float(), logger=False)
+        self.last_metrics = {name: float(value) for name, value in values.items()}
