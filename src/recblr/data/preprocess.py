@@ -45,7 +45,9 @@ def apply_repeats(log: Interactions, policy: Repeats) -> Interactions:
     if policy not in ("first", "last"):
         raise ValueError(f"data.repeats={policy}: expected keep, first or last")
     pair = log.users.astype(np.int64) * len(log.item_ids) + log.items
-    by_time = _stable(np.arange(len(log)), log.times)
+    by_time = np.arange(len(log))
+    if log.times is not None:
+        by_time = _stable(by_time, log.times)
     kept = by_time[~pd.Series(pair[by_time]).duplicated(keep=policy).to_numpy()]
     return log.take(np.sort(kept))
 
@@ -84,27 +86,27 @@ def _steps(rounds: Sequence[Round]) -> str:
 def sort_rows(log: Interactions, order: str, seed: int = 0) -> np.ndarray:
     """(N,) int64 rows by user, and within a user by `order`. Ties keep the file's order.
 
-    order: `file`; `exact` = by time; `recbole_float32` = by time as float32 (RecBole's order);
-    `item_id` = by time, ties by raw item id, as numbers if all are integers, else as text;
-    `shuffled` = at random from `seed`.
+    order: `exact` = by time; `recbole_float32` = by time as float32 (RecBole's order); `item_id` =
+    by time, ties by raw item id, as numbers if all are integers, else as text; `shuffled` = at
+    random from `seed`. A log without times is shuffled or left in the file's order, which is what
+    the other names then say about it.
     """
     rows = np.arange(len(log))
-    if order == "exact":
-        rows = _stable(rows, log.times)
-    elif order == "recbole_float32":
-        rows = _stable(rows, None if log.times is None else log.times.astype(np.float32))
-    elif order == "item_id":
-        rows = _stable(_stable(rows, _rank(log.item_ids)[log.items]), log.times)
-    elif order == "shuffled":
+    if order == "shuffled":
         rows = np.random.default_rng(seed).permutation(len(log))
-    elif order != "file":
-        raise ValueError(f"data.order={order}: unknown order")
+    elif log.times is not None:
+        if order not in ("exact", "recbole_float32", "item_id"):
+            raise ValueError(f"data.order={order}: unknown order")
+        if order == "item_id":
+            rows = _stable(rows, _rank(log.item_ids)[log.items])
+        times = log.times.astype(np.float32) if order == "recbole_float32" else log.times
+        rows = _stable(rows, times)
     return _stable(rows, log.users)
 
 
-def _stable(rows: np.ndarray, key: np.ndarray | None) -> np.ndarray:
-    """Rows by key, ties as they come; without a key as they are."""
-    return rows if key is None else rows[np.argsort(key[rows], kind="stable")]
+def _stable(rows: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Rows by key, ties as they come."""
+    return rows[np.argsort(key[rows], kind="stable")]
 
 
 def _rank(ids: np.ndarray) -> np.ndarray:
@@ -144,7 +146,9 @@ def log_counts(
     logger.info("%s: %s rows / users / items", name, start)
     if repeats:
         logger.info("%s: %s repeats dropped", name, f"{repeats:,}")
-    if rounds:
+    if len(rounds) == 1:  # the round that changes nothing
+        logger.info("%s: k-core: nothing to drop", name)
+    elif rounds:
         logger.info("%s: k-core, after each of %d rounds: %s", name, len(rounds), _steps(rounds))
     lengths = store.lengths
     logger.info(
@@ -211,18 +215,21 @@ class LogFile:
     def _resolve_order(self, raw: Interactions) -> str:
         if raw.times is not None:
             return "exact" if self.order == "auto" else self.order
-        if self.order not in ("auto", "shuffled"):
-            raise ValueError(
-                f"data.order={self.order}: data.path='{self.path}' is a sequence file, it has no "
-                "times to sort by. Use data.order=auto (the file's order) or shuffled"
-            )
-        if self.order == "shuffled" or not self.known_order:
-            return "shuffled" if self.order == "shuffled" else "file"
-        md5 = hashlib.md5(Path(str(self.path)).expanduser().read_bytes()).hexdigest()
-        return self.known_order.get(md5, "file")
+        own = "file"
+        if self.known_order:
+            md5 = hashlib.md5(Path(str(self.path)).expanduser().read_bytes()).hexdigest()
+            own = self.known_order.get(md5, own)
+        if self.order in ("auto", own):
+            return own
+        if self.order == "shuffled":
+            return "shuffled"
+        raise ValueError(
+            f"data.order={self.order}: data.path='{self.path}' is a sequence file in the order "
+            f"'{own}', it has no times to sort by. Use data.order=auto or shuffled"
+        )
 
     def _compare(self, store: SequenceStore) -> None:
         found = {"users": store.n_users, "items": store.n_items, "interactions": len(store.items)}
         for what, count in (self.expected or {}).items():
             if found[what] != count:
-                logger.warning("%s: %s %s, expected %s", self.name, f"{found[what]:,}", what, f"{count:,}")
+                logger.warning("%s: %d %s, expected %d", self.name, found[what], what, count)

@@ -104,10 +104,11 @@ def _read_bytes(path: Path) -> bytes:
             data = gzip.decompress(data)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(
-                f"data.path='{path}': the gz file is damaged or cut short ({error}). "
-                "Get it again."
+                f"data.path='{path}': the gz file is damaged or cut short ({error}). Get it again."
             ) from None
     data = data.removeprefix(b"\xef\xbb\xbf")
+    if data[:4] == b"PK\x03\x04":
+        raise ValueError(f"data.path='{path}': is a zip archive. Unpack it and name a file in it")
     if not data.strip():
         raise ValueError(f"data.path='{path}': the file is empty")
     return data
@@ -125,7 +126,7 @@ def _detect(data: bytes, raw_format: Format) -> Format:
 
 def _read_sequences(path: Path, data: bytes) -> Interactions:
     """Lines `user item item ...`; the lines of one user are joined in file order."""
-    data = data.replace(b"\r\n", b"\n").rstrip(b"\n")
+    data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").rstrip(b"\n")
     raw = np.frombuffer(data + b"\n", np.uint8)
     ends = np.flatnonzero((raw == ord(" ")) | (raw == ord("\n")))  # (tokens,): after each token
     ends_line = raw[ends] == ord("\n")
@@ -137,15 +138,20 @@ def _read_sequences(path: Path, data: bytes) -> Interactions:
             f"data.path='{path}': line {line}: expected 'user item item ...' with one space "
             "between, no space at the ends and at least one item"
         )
-    tokens = _parse_csv(data.replace(b" ", b"\n"), "\x1f", 1, quoted=False)[0]
+    try:
+        tokens = _parse_csv(data.replace(b" ", b"\n"), "\x1f", 1, [0], quoted=False)[0]
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"data.path='{path}': {_not_utf8(data) or error}") from None
     line_users, user_ids = _factorize(tokens.filter(pa.array(starts_line)))
     items, item_ids = _factorize(tokens.filter(pa.array(~starts_line)))
     per_line = np.diff(np.append(np.flatnonzero(starts_line), len(tokens))) - 1
-    if len(per_line) > 1 and (per_line == 2).all():
+    if len(per_line) > 1 and per_line[0] > 1 and (per_line == per_line[0]).all():
         logger.warning(
-            "%s: every line has three values, read as a user and two items; "
-            "if they are user, item and time, set data.format=table",
+            "%s: every line has %d values, read as a user and %d items; "
+            "if it is a table with a time column, set data.format=table",
             path.name,
+            per_line[0] + 1,
+            per_line[0],
         )
     users = np.repeat(line_users, per_line)
     return Interactions(users, items, None, user_ids, item_ids, "sequences")
@@ -178,13 +184,13 @@ def _read_delimited(
         if not body.strip():
             raise ValueError(f"data.path='{path}': nothing below the header '{first}'")
     try:
-        table = _parse_csv(body, separator, len(fields), quoted)
+        table = _parse_csv(body, separator, len(fields), list(at.values()), quoted)
     except pa.ArrowInvalid as error:
         fault = _parse_fault(data, separator, quoted, len(fields), error)
         raise ValueError(f"data.path='{path}': {fault}") from None
     if quoted and body.count(b'"') % 2 and len(table) < sum(map(bool, body.splitlines())):
         raise ValueError(f"data.path='{path}': a double quote is opened and never closed")
-    values = {key: table[position] for key, position in at.items()}
+    values = {key: table[str(position)] for key, position in at.items()}
     return _interactions(path, values, format, where)
 
 
@@ -227,8 +233,10 @@ def _position(path: Path, key: str, name: str | int, fields: list[str], header: 
     )
 
 
-def _parse_csv(body: bytes, separator: str, width: int, quoted: bool) -> pa.Table:
-    """Every field as text. Raises ArrowInvalid for a row that has not `width` fields."""
+def _parse_csv(
+    body: bytes, separator: str, width: int, wanted: list[int], quoted: bool
+) -> pa.Table:
+    """The wanted fields as text. Raises ArrowInvalid for a row that has not `width` fields."""
     names = [str(i) for i in range(width)]
     return pacsv.read_csv(
         pa.BufferReader(body),
@@ -239,7 +247,9 @@ def _parse_csv(body: bytes, separator: str, width: int, quoted: bool) -> pa.Tabl
             newlines_in_values=quoted and b'"' in body,
         ),
         convert_options=pacsv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+            column_types=dict.fromkeys(names, pa.string()),
+            include_columns=[names[i] for i in sorted(set(wanted))],
+            strings_can_be_null=False,
         ),
     )
 
@@ -261,15 +271,20 @@ def _numbered_rows(data: bytes, separator: str, quoted: bool) -> Iterator[tuple[
 
 def _parse_fault(data: bytes, separator: str, quoted: bool, width: int, error: Exception) -> str:
     """What is wrong with a table that Arrow refuses, and in which line."""
-    for line, row in _numbered_rows(data, separator, quoted):
-        if len(row) != width:
-            return f"line {line}: {len(row)} fields, expected {width} (separator {separator!r})"
+    with contextlib.suppress(csv.Error):
+        for line, row in _numbered_rows(data, separator, quoted):
+            if len(row) != width:
+                return f"line {line}: {len(row)} fields, expected {width} (separator {separator!r})"
+    return _not_utf8(data) or str(error).splitlines()[0]
+
+
+def _not_utf8(data: bytes) -> str | None:
     try:
         data.decode()
     except UnicodeDecodeError as fault:
         line = data[: fault.start].count(b"\n") + 1
-        return f"line {line}: not UTF-8. Convert the file"
-    return str(error).splitlines()[0]
+        return f"line {line}: not UTF-8. Convert the file to UTF-8"
+    return None
 
 
 def _factorize(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -310,26 +325,28 @@ def _times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     Numbers stay as they are. Dates become UTC seconds, a missing zone being UTC: int64, or float64
     where the log has fractions of a second.
     """
-    text = column
-    if pa.types.is_date(column.type):
-        column = column.cast(pa.timestamp("s"))
-    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    kind = column.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if is_text:
         for number in (pa.int64(), pa.float64()):
             with contextlib.suppress(pa.ArrowInvalid):
-                column = column.cast(number)
-                break
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+                return _times(column.cast(number))
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         values = column.to_numpy()  # nulls become NaN
         values = values.astype(np.int64 if values.dtype.kind in "iu" else np.float64)
         return values, ~np.isfinite(values)
+    if pa.types.is_date(kind):
+        column = column.cast(pa.timestamp("s"))
+    elif not is_text and not pa.types.is_timestamp(kind):
+        return np.zeros(len(column)), np.ones(len(column), bool)
     stamps = pd.to_datetime(column.to_pandas(), format="ISO8601", utc=True, errors="coerce")
     stamps = stamps.dt.tz_localize(None).to_numpy()
     bad = np.isnat(stamps)
-    if bad.any() and column is text:
-        numbers = pd.to_numeric(text.to_pandas(), errors="coerce").to_numpy()
+    if is_text and bad.any():
+        numbers = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(np.float64)
         if np.isfinite(numbers[0]):  # a numeric log with an odd value, not one of dates
             bad = ~np.isfinite(numbers)
     seconds = stamps.astype("datetime64[s]")
-    if (seconds == stamps).all() or bad.any():
+    if bad.any() or (seconds == stamps).all():
         return seconds.astype(np.int64), bad
     return (stamps - np.datetime64(0, "s")) / np.timedelta64(1, "s"), bad

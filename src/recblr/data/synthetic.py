@@ -39,11 +39,11 @@ class SyntheticLog:
     """
 
     name: str = "synthetic"
-    n_users: int = 4000
-    n_items: int = 500
-    mean_length: int = 25
-    recent: float = 0.25
-    earlier: float = 0.45
+    n_users: int = 3000
+    n_items: int = 200
+    mean_length: int = 30
+    recent: float = 0.2
+    earlier: float = 0.5
     taste: float = 0.2
     lag: int = 2
     zipf: float = 1.0
@@ -51,7 +51,7 @@ class SyntheticLog:
 
     def __post_init__(self) -> None:
         shares = (self.recent, self.earlier, self.taste)
-        if min(shares) < 0 or sum(shares) > 1:
+        if min(shares) < 0 or sum(shares) > 1 + 1e-9:
             raise ValueError(
                 f"data.recent, earlier, taste = {shares}: expected shares of at least 0 that add "
                 "up to at most 1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Iterator
@@ -29,16 +30,19 @@ def one_line_errors(in_job: bool = False) -> Iterator[None]:
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         if TRACEBACKS or (in_job and HydraConfig.get().mode == RunMode.MULTIRUN):
             raise
-        sys.exit(f"error: {_unknown_key(error) or ' '.join(str(error).split())}")
+        sys.exit(f"error: {_message(error)}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 
 
-def _unknown_key(error: Exception) -> str | None:
-    """Hydra's word on a misspelt key, with the keys that exist beside it."""
+def _message(error: Exception) -> str:
+    """One line. For a misspelt key or group Hydra does not say what is valid, so we do."""
     cause = error.__cause__
     key, parent = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
-    if not key or "not in struct" not in str(cause) or not OmegaConf.is_dict(parent):
-        return None
-    valid = ", ".join(sorted(str(name) for name in parent))
-    return f"{key}: no such key; valid: {valid}"
+    if key and "not in struct" in str(cause) and OmegaConf.is_dict(parent):
+        valid = sorted(str(name) for name in parent if name not in ("_target_", "hydra"))
+        closest = difflib.get_close_matches(key.split(".")[-1], valid, n=1)
+        hint = f"did you mean {closest[0]}? " if closest else ""
+        return f"{key}: no such key; {hint}valid: {', '.join(valid)}"
+    text = str(error).split("Config search path")[0]
+    return " ".join(text.split())

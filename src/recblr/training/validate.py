@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from recblr.data.datamodule import Split
 from recblr.ops.bd_lru import resolve_backend
 
 log = logging.getLogger(__name__)
@@ -40,14 +41,22 @@ def check_config(cfg: DictConfig, known: set[str], overrides: list[str], multiru
     known: valid top-level keys. overrides: the command line's; one that the model does not read
     is an error, in a multirun a warning.
     """
-    for key in cfg:
-        if key not in known:
-            raise ValueError(f"{key}: no such key; valid: {', '.join(sorted(known))}")
+    _refuse_unknown(cfg, known)
     for path, node in _calls(cfg):
         _check_call(cfg, path, node)
     _check_overrides_are_read(cfg, overrides, multirun)
     with torch.device("meta"):  # the constructor's own checks, without memory or data
         build(cfg.model, n_items=1)
+
+
+def check_evaluation(cfg: DictConfig, config_file: Path) -> None:
+    """Raise ValueError for a key or value that evaluate.py does not know."""
+    _refuse_unknown(cfg, known_keys(config_file))
+    if OmegaConf.is_missing(cfg, "ckpt_path"):
+        raise ValueError("ckpt_path is not set: ckpt_path=RUN/checkpoints/best.ckpt")
+    for key, hint in (("split", Split), ("mask_history", bool | None)):
+        if not _fits(cfg[key], hint):
+            raise ValueError(f"{key}={cfg[key]!r}: must be {_describe(hint)}")
 
 
 def choose_scan(cfg: DictConfig) -> str:
@@ -65,6 +74,12 @@ def build(node: DictConfig, **kwargs: Any) -> Any:
     """Call a node's `_target_` with its arguments, as plain containers, and `kwargs`."""
     factory = instantiate(node, _partial_=True, _convert_="all")
     return factory if node.get("_partial_") else factory(**kwargs)
+
+
+def _refuse_unknown(cfg: DictConfig, known: set[str]) -> None:
+    for key in cfg:
+        if key not in known:
+            raise ValueError(f"{key}: no such key; valid: {', '.join(sorted(known))}")
 
 
 def _calls(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:

@@ -1,0 +1,61 @@
+"""Evaluate a checkpoint with nothing but its path: `python evaluate.py --help`."""
+
+import logging
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from recblr.training.cli import one_line_errors
+
+log = logging.getLogger("recblr")
+CONFIG = Path(__file__).parent / "conf" / "evaluate.yaml"
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+@one_line_errors(in_job=True)
+def main(cfg: DictConfig) -> None:
+    from recblr.report.tables import print_results, result_rows
+    from recblr.run_folder import RunFolder
+    from recblr.training.evaluate import evaluate, floor_metrics, load_weights, read_checkpoint
+    from recblr.training.loggers import quiet_lightning
+    from recblr.training.module import CHECKPOINT_KEY
+    from recblr.training.validate import build, check_evaluation
+
+    quiet_lightning()
+    check_evaluation(cfg, CONFIG)
+    path = Path(cfg.ckpt_path)
+    checkpoint = read_checkpoint(path)
+    saved = checkpoint[CHECKPOINT_KEY]
+    trained = OmegaConf.create(saved["config"])
+    if cfg.data.path is not None:
+        trained.data.path = str(Path(cfg.data.path).absolute())
+    if cfg.mask_history is not None:
+        trained.datamodule.mask_history = cfg.mask_history
+
+    data = build(trained.datamodule, log=build(trained.data))
+    data.load()
+    if data.split_hash != saved["split_hash"]:
+        raise ValueError(
+            f"ckpt_path={path}: trained on other data (split {saved['split_hash'][:12]}, now "
+            f"{data.split_hash[:12]}); give the log that it was trained on as data.path"
+        )
+    model = build(trained.model, n_items=data.store.n_items)
+    load_weights(model, checkpoint)
+    metrics, _ = evaluate(model, data.evaluation_loader(cfg.split), data.store.n_items)
+    config = OmegaConf.to_container(trained, resolve=True)
+    print_results(
+        config, cfg.split, result_rows(config, floor_metrics(data, cfg.split), metrics)
+    )
+    run = RunFolder(path.absolute().parent.parent)
+    if run.finished:
+        name = f"evaluate_{cfg.split}.json"
+        masked = config["datamodule"]["mask_history"]
+        result = {"split_hash": data.split_hash, "smoke": config["smoke"], "mask_history": masked}
+        run.write_json(name, metrics | result)
+        log.info("written: %s", run.path / name)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
