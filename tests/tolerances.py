@@ -10,9 +10,9 @@ import torch
 MULTIPLE = {"bd_lru": 6, "causal_conv": 6, "cross_entropy": 6}
 FLOOR = 8  # in units of the precision's epsilon
 
-# A gate below exp(-88) is no normal float32, and the input scale is its square root: values under
-# about 1e-19 are rounding, whatever computes them. A scale under this one is not divided by.
-SMALLEST_SCALE = 1e-13
+# A gate below 1e-38 is no normal float32, and the input scale is its square root: values of about
+# 1e-18 are rounding, whatever computes them. A scale under this one is not divided by.
+SMALLEST_SCALE = 1e-11
 
 
 def relative_error(got: torch.Tensor, exact: torch.Tensor) -> float:

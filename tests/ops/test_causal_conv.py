@@ -57,10 +57,16 @@ def assert_cpu_agrees(inputs, case="", **kwargs):
     assert_close("causal_conv", got, plain, exact, case)
 
 
+def assert_same(backend, got, expected):
+    """Bit for bit on the CPU kernel; torch's own silu rounds by where an element lies."""
+    allowed = 0 if backend == "cpu" else 2e-6
+    torch.testing.assert_close(got, expected, atol=allowed, rtol=allowed)
+
+
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_reference_is_the_sum_evaluated_by_hand(width):
     inputs = make([3, 0, 1, 6], 2, width)
-    u, final = causal_conv(**inputs, silu=False, backend="reference")
+    u, final = (t.numpy() for t in causal_conv(**inputs, silu=False, backend="reference"))
     x, weight, bias, cu, state = (v.numpy() for v in inputs.values())
     for b in range(4):
         rows = np.concatenate((state[b], x[cu[b] : cu[b + 1]]))  # the state comes before
@@ -124,7 +130,7 @@ def test_two_calls_joined_by_the_state_equal_one(backend, cut):
         part = whole | {"x": x, "cu_seqlens": torch.tensor([0, len(x)]), "state": state}
         part_u, state = causal_conv(**part, backend=backend)
         parts.append(part_u)
-    assert torch.equal(torch.cat(parts), u)
+    assert_same(backend, torch.cat(parts), u)
     assert torch.equal(state, final)
 
 
@@ -140,7 +146,7 @@ def test_packed_equals_one_by_one_bit_for_bit(backend):
             "state": inputs["state"][b : b + 1],
         }
         one_u, one_final = causal_conv(**one, backend=backend)
-        assert torch.equal(one_u, u[start:stop])
+        assert_same(backend, one_u, u[start:stop])
         assert torch.equal(one_final[0], final[b])
 
 

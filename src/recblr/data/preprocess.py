@@ -68,7 +68,8 @@ def k_core(users: np.ndarray, items: np.ndarray, k: int) -> tuple[np.ndarray, li
         of_item -= np.bincount(items[~keep], minlength=len(of_item))
         mask[alive[~keep]] = False
         alive, users, items = alive[keep], users[keep], items[keep]
-        rounds.append(Round(len(alive), np.count_nonzero(of_user), np.count_nonzero(of_item)))
+        left = (int(np.count_nonzero(counts)) for counts in (of_user, of_item))
+        rounds.append(Round(len(alive), *left))
         if not len(alive):
             raise ValueError(
                 f"data.min_interactions={k}: nothing is left (rows / users / items after each "

@@ -254,7 +254,8 @@ def _parse_csv(
     )
 
 
-def _rows(text: str, separator: str, quoted: bool) -> Iterator[list[str]]:
+def _rows(text: str, separator: str, quoted: bool):
+    """A csv.reader."""
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     return csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting)
 
@@ -343,10 +344,10 @@ def _times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     stamps = stamps.dt.tz_localize(None).to_numpy()
     bad = np.isnat(stamps)
     if is_text and bad.any():
-        numbers = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(np.float64)
+        numbers = np.asarray(pd.to_numeric(column.to_pandas(), errors="coerce"), np.float64)
         if np.isfinite(numbers[0]):  # a numeric log with an odd value, not one of dates
             bad = ~np.isfinite(numbers)
     seconds = stamps.astype("datetime64[s]")
     if bad.any() or (seconds == stamps).all():
         return seconds.astype(np.int64), bad
-    return (stamps - np.datetime64(0, "s")) / np.timedelta64(1, "s"), bad
+    return seconds.astype(np.int64) + (stamps - seconds) / np.timedelta64(1, "s"), bad

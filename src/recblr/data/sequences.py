@@ -133,10 +133,10 @@ def split_hash(store: SequenceStore) -> str:
     digest = hashlib.sha256(b"leave_one_out")
     for ids in (store.item_ids[1:], store.user_ids):
         texts = [text.encode() for text in ids]
-        digest.update(np.array([len(texts), *map(len, texts)], dtype="<i8"))
+        digest.update(np.array([len(texts), *map(len, texts)], dtype="<i8").tobytes())
         digest.update(b"".join(texts))
-    digest.update(store.lengths.astype("<i8"))
-    digest.update(store.items.astype("<i4"))
+    digest.update(store.lengths.astype("<i8").tobytes())
+    digest.update(store.items.astype("<i4").tobytes())
     return digest.hexdigest()
 
 

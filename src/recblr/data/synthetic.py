@@ -56,11 +56,10 @@ class SyntheticLog:
                 f"data.recent, earlier, taste = {shares}: expected shares of at least 0 that add "
                 "up to at most 1"
             )
-        if self.mean_length < SHORTEST or self.n_items < N_TASTES or self.lag < 1:
-            raise ValueError(
-                f"data.mean_length={self.mean_length}, n_items={self.n_items}, lag={self.lag}: "
-                f"expected at least {SHORTEST}, {N_TASTES} and 1"
-            )
+        least = {"n_users": 1, "n_items": N_TASTES, "mean_length": SHORTEST, "lag": 1}
+        for key, bound in least.items():
+            if getattr(self, key) < bound:
+                raise ValueError(f"data.{key}={getattr(self, key)}: must be {bound} or more")
 
     def load(self, seed: int = 0) -> SequenceStore:
         """Draw the log. `data.seed` alone decides it; `seed`, the run's, is not used."""

@@ -5,6 +5,7 @@ import threading
 import numba
 import numpy as np
 import torch
+from numba.core import config
 
 GROUPS = 16  # not the number of threads: sums over groups are the same bit for bit on any
 
@@ -16,7 +17,8 @@ def call(kernel, *arguments) -> None:
     """Run a parallel kernel on as many threads as torch uses; tensors go in as arrays."""
     arrays = [a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in arguments]
     with LOCK:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        most: int = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
+        numba.set_num_threads(min(torch.get_num_threads(), most))
         kernel(*arrays)
 
 

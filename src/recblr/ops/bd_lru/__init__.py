@@ -41,8 +41,8 @@ def bd_lru(
     """
     (n, channels), sequences = u.shape, cu_seqlens.numel() - 1
     dtype = torch.float32 if u.dtype in (torch.float16, torch.bfloat16) else u.dtype
-    expected = {"gates": (gates, (n, 2 * channels)), "lambda_": (lambda_, (channels,))}
-    expected |= {"h0": (h0, (sequences, channels)), "z": (z, (n, channels))}
+    expected = {"gates": (gates, (n, 2 * channels)), "lambda_": (lambda_, (channels,)),
+                "h0": (h0, (sequences, channels)), "z": (z, (n, channels))}  # fmt: skip
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
@@ -52,8 +52,8 @@ def bd_lru(
         raise ValueError(f"cu_seqlens is {cu_seqlens.dtype}, expected torch.int64")
     name = resolve_backend(backend, u.device, dtype)
     implementation = importlib.import_module(f"{__name__}.{name}").bd_lru
-    wide = [None if t is None else t.to(dtype) for t in (u, gates, F.softplus(lambda_), h0, z)]
-    if wide[3] is None:
-        wide[3] = u.new_zeros(sequences, channels, dtype=dtype)
-    y, final_state = implementation(*wide[:3], cu_seqlens, *wide[3:], eps)
+    h0 = u.new_zeros(sequences, channels) if h0 is None else h0
+    wide, gates, lambda_, h0 = (t.to(dtype) for t in (u, gates, lambda_, h0))
+    z = None if z is None else z.to(dtype)
+    y, final_state = implementation(wide, gates, F.softplus(lambda_), cu_seqlens, h0, z, eps)
     return y.to(u.dtype), final_state

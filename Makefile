@@ -1,0 +1,38 @@
+# Every target is one command that you could type. `make` alone lists them.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+TORCH_INDEX ?=
+ARGS ?=
+BIN := .venv/bin
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup demo test test-slow test-all lint clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/ready ## virtual environment .venv with everything (TORCH_INDEX=url: where torch comes from)
+
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch>' requirements.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+demo: .venv/ready ## train RecBLR on the synthetic log and compare it with floors and ceiling (2 minutes)
+	$(BIN)/python train.py data=synthetic model=recblr trainer.max_epochs=10 logger=csv overwrite=true $(ARGS)
+
+test: .venv/ready ## fast tests (under 4 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: .venv/ready ## the slow tests alone
+	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-all: test test-slow ## both
+
+lint: .venv/ready ## ruff and pyright
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+clean: ## remove runs/ and caches, keep .venv
+	rm -rf runs .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

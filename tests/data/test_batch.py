@@ -1,0 +1,69 @@
+"""SequenceBatch: padding, last items, devices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from recblr.data.batch import SequenceBatch
+
+
+def batch_of(sequences: list[list[int]], targets: list[int], **extra) -> SequenceBatch:
+    cu_seqlens = torch.tensor([0, *map(len, sequences)]).cumsum(0)
+    return SequenceBatch(
+        items=torch.tensor([item for sequence in sequences for item in sequence]),
+        cu_seqlens=cu_seqlens,
+        targets=torch.tensor(targets),
+        user_ids=torch.arange(len(sequences)),
+        cu_seqlens_host=cu_seqlens,
+        **extra,
+    )
+
+
+@pytest.fixture
+def batch() -> SequenceBatch:
+    return batch_of([[5, 6, 7], [8], [1, 2]], [9, 9, 9])
+
+
+def test_padding_on_the_right(batch):
+    assert batch.padded("right").tolist() == [[5, 6, 7], [8, 0, 0], [1, 2, 0]]
+    assert batch.padded().tolist() == batch.padded("right").tolist()
+
+
+def test_padding_on_the_left(batch):
+    assert batch.padded("left").tolist() == [[5, 6, 7], [0, 0, 8], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_takes_nothing_away(batch, side):
+    padded = batch.padded(side)
+    assert padded[padded > 0].tolist() == batch.items.tolist()
+
+
+def test_last_points_at_each_sequences_last_item(batch):
+    assert batch.items[batch.last].tolist() == [7, 8, 2]
+
+
+def test_length_and_lengths(batch):
+    assert len(batch) == 3 and batch.lengths.tolist() == [3, 1, 2]
+
+
+def test_targets_are_one_per_sequence_or_one_per_position(batch):
+    assert batch.one_target_per_sequence
+    assert not batch_of([[5, 6], [7]], [6, 1, 2]).one_target_per_sequence
+
+
+def test_to_moves_all_but_the_host_copy():
+    seen, cu_seen = torch.tensor([1]), torch.tensor([0, 1])
+    batch = batch_of([[1]], [2], seen=seen, cu_seen=cu_seen)
+    moved = batch.to("meta")
+    for name in ("items", "cu_seqlens", "targets", "user_ids", "seen", "cu_seen"):
+        assert getattr(moved, name).device.type == "meta"
+    assert moved.cu_seqlens_host is batch.cu_seqlens_host
+    assert batch.items.device.type == "cpu"
+
+
+def test_to_leaves_absent_parts_absent(batch):
+    moved = batch.to("cpu")
+    assert moved.seen is None and moved.cu_seen is None
+    assert moved.items.tolist() == batch.items.tolist()

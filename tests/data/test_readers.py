@@ -1,0 +1,469 @@
+"""Readers: exact ids, every accepted oddity, and one clear line for every bad file."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+import re
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recblr.data.readers import Interactions, read_log
+
+POSITIONS = {"user": 0, "item": 1, "time": 2}
+HEADER = "user_id,item_id,timestamp\n"
+
+
+def rows(log: Interactions) -> list[tuple]:
+    """(raw user, raw item, time) per row."""
+    times = [None] * len(log) if log.times is None else log.times.tolist()
+    return list(zip(log.user_ids[log.users], log.item_ids[log.items], times, strict=True))
+
+
+def read_rows(path: str, **kwargs) -> list[tuple]:
+    return rows(read_log(path, **kwargs))
+
+
+# --- formats -------------------------------------------------------------------------------------
+
+
+def test_table_with_header_gives_codes_by_first_appearance(write):
+    log = read_log(write(HEADER + "b,y,5\na,x,3\nb,x,4\n"))
+    assert log.users.tolist() == [0, 1, 0] and log.items.tolist() == [0, 1, 1]
+    assert log.user_ids.tolist() == ["b", "a"] and log.item_ids.tolist() == ["y", "x"]
+    assert log.times.tolist() == [5, 3, 4] and log.format == "table"
+    assert log.users.dtype == log.items.dtype == np.int32 and log.times.dtype == np.int64
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", ";", "|", " "])
+def test_separator_is_sniffed_from_the_header(write, separator):
+    text = HEADER + "a,x,1\nb,y,2\n"
+    path = write(text.replace(",", separator))
+    assert read_rows(path) == [("a", "x", 1), ("b", "y", 2)]
+
+
+def test_separator_inside_quotes_does_not_count(write):
+    path = write('"user, the first, of many";item;t\na;x;1\n')
+    columns = {"user": "user, the first, of many", "item": "item", "time": "t"}
+    assert read_rows(path, columns=columns) == [("a", "x", 1)]
+
+
+def test_positions_read_a_file_without_header(write):
+    path = write("196\t242\t3\t881250949\n186\t302\t3\t891717742\n", "u.data")
+    got = read_rows(path, columns={"user": 0, "item": 1, "time": 3})
+    assert got == [("196", "242", 881250949), ("186", "302", 891717742)]
+
+
+def test_columns_may_stand_in_any_order_and_number(write):
+    path = write("when,what,stars,who\n1,x,5,a\n2,y,4,b\n")
+    columns = {"user": "who", "item": "what", "time": "when"}
+    assert read_rows(path, columns=columns) == [("a", "x", 1), ("b", "y", 2)]
+
+
+def test_inter_fields_are_named_without_their_type(write):
+    path = write("user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\tx\t3\t5\n")
+    log = read_log(path)
+    assert log.format == "inter" and rows(log) == [("1", "x", 5)]
+
+
+def test_inter_fields_can_be_renamed_and_positions_mean_the_usual_names(write):
+    path = write("uid:token\tpid:token\ttimestamp:float\na\tx\t1.5\n")
+    columns = {"user": "uid", "item": "pid", "time": "timestamp"}
+    assert read_rows(path, columns=columns) == [("a", "x", 1.5)]
+    path = write("timestamp:float\titem_id:token\tuser_id:token\n9\tx\ta\n")
+    assert read_rows(path, columns=POSITIONS) == [("a", "x", 9)]
+
+
+def test_inter_takes_quotes_literally(write):
+    path = write('user_id:token\titem_id:token\ttimestamp:float\n"a\tx\t1\nb"\ty\t2\n')
+    assert read_rows(path) == [('"a', "x", 1), ('b"', "y", 2)]
+
+
+def test_sequence_lines_of_one_user_are_joined_in_file_order(write):
+    log = read_log(write("7 3 1\n8 3\n7 2\n"))
+    assert rows(log) == [("7", "3", None), ("7", "1", None), ("8", "3", None), ("7", "2", None)]
+    assert log.times is None and log.format == "sequences"
+
+
+def test_user_item_pair_files_are_sequences(write):
+    assert read_rows(write("1 10\n1 11\n2 10\n")) == [
+        ("1", "10", None), ("1", "11", None), ("2", "10", None)
+    ]  # fmt: skip
+
+
+def test_explicit_sequences_may_hold_any_ids(write):
+    path = write("ann B001 NA\nbob é\n")
+    assert read_rows(path, format="sequences") == [
+        ("ann", "B001", None), ("ann", "NA", None), ("bob", "é", None)
+    ]  # fmt: skip
+
+
+def test_users_with_one_or_two_events_are_read(write):
+    log = read_log(write("1 5\n2 5 6\n"))
+    assert np.bincount(log.users).tolist() == [1, 2]
+
+
+def test_parquet_is_known_by_extension_and_by_content(tmp_path):
+    frame = pd.DataFrame({"user_id": ["01", "NA"], "item_id": [7, 8], "timestamp": [3, 1]})
+    for name in ("log.parquet", "log.bin"):
+        frame.to_parquet(tmp_path / name)
+        assert read_rows(str(tmp_path / name)) == [("01", "7", 3), ("NA", "8", 1)]
+
+
+def test_parquet_times_and_categories_are_read(tmp_path):
+    path = str(tmp_path / "log.parquet")
+    frame = pd.DataFrame(
+        {
+            "user_id": pd.Categorical(["b", "a", "b"]),
+            "item_id": ["x", "y", "z"],
+            "timestamp": pd.to_datetime(["2020-01-01", "2020-01-02", "2020-01-03"], utc=True),
+        }
+    )
+    frame.to_parquet(path)
+    times = (1577836800 + 86400 * np.arange(3)).tolist()
+    assert read_rows(path) == list(zip("bab", "xyz", times, strict=True))
+    frame["timestamp"] = frame["timestamp"].dt.date
+    frame.to_parquet(path)
+    assert read_log(path).times.tolist() == times
+
+
+# --- auto ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("user_id:token\titem_id:token\ttimestamp:float\n1\t2\t3\n", "inter"),
+        ("1 2 3 4\n2 5\n", "sequences"),
+        ("1 2\r\n2 5", "sequences"),
+        (HEADER + "1,2,3\n", "table"),
+        ("user_id item_id timestamp\n1 2 3\n", "table"),
+    ],
+)
+def test_auto_names_the_format_and_logs_it(write, caplog, content, expected):
+    with caplog.at_level(logging.INFO, "recblr"):
+        assert read_log(write(content)).format == expected
+    assert f"format=auto -> {expected}" in caplog.text
+
+
+def test_auto_falls_back_to_the_raw_format(write):
+    path = write("a x y\nb x\n")
+    assert read_log(path, raw_format="sequences").format == "sequences"
+    with pytest.raises(ValueError, match=r"no column 'user_id'"):
+        read_log(path)
+
+
+def test_lines_of_equal_length_that_may_be_a_table_are_warned_about(write, caplog):
+    read_log(write("1 2 978300760\n1 3 978302109\n"))
+    assert "every line has 3 values" in caplog.text and "data.format=table" in caplog.text
+    caplog.clear()
+    read_log(write("1 2\n1 3\n"))
+    assert "every line" not in caplog.text
+
+
+def test_integers_with_spaces_read_as_a_table_on_request(write):
+    path = write("1 2 978300760\n1 3 978302109\n")
+    got = read_rows(path, format="table", columns=POSITIONS)
+    assert got == [("1", "2", 978300760), ("1", "3", 978302109)]
+
+
+# --- accepted oddities ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "raw", ["NA", "null", "None", "nan", "NULL", "N/A", "0001", "1.0", "1e5", "two words", " a ",
+            "Zoë", "日本語", "😀", "-1", "True"],
+)  # fmt: skip
+def test_ids_stay_as_they_are(write, raw):
+    assert read_rows(write(HEADER + f"{raw},x,1\nu,{raw},2\n")) == [(raw, "x", 1), ("u", raw, 2)]
+
+
+def test_quoted_ids_may_hold_separators_quotes_and_newlines(write):
+    path = write(HEADER + '"a,b","say ""x""",1\n"two\nlines",y,2\n')
+    assert read_rows(path) == [("a,b", 'say "x"', 1), ("two\nlines", "y", 2)]
+
+
+def test_a_quote_inside_an_unquoted_id_is_literal(write):
+    assert read_rows(write(HEADER + 'a,5" nail,1\nb,y,2\n')) == [("a", '5" nail', 1), ("b", "y", 2)]
+
+
+def test_leading_zeros_make_different_ids_in_sequences(write):
+    log = read_log(write("1 01 1 001\n"))
+    assert log.item_ids.tolist() == ["01", "1", "001"]
+
+
+@pytest.mark.parametrize("content", [HEADER + "a,x,1\nb,y,2\n", "1 2 3\n2 4\n"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda b: b.replace(b"\n", b"\r\n"),
+        lambda b: b.replace(b"\n", b"\r"),
+        lambda b: b"\xef\xbb\xbf" + b,
+        lambda b: b.rstrip(b"\n"),
+        lambda b: b + b"\n\r\n\n",
+        gzip.compress,
+        lambda b: gzip.compress(b[:5]) + gzip.compress(b[5:]),
+    ],
+    ids=["CRLF", "CR", "BOM", "no-final-newline", "blank-lines-at-end", "gz", "gz-two-members"],
+)
+def test_encodings_of_lines_give_the_same_rows(write, content, change):
+    plain = read_rows(write(content, "plain.txt"))
+    assert read_rows(write(change(content.encode()), "changed.txt")) == plain
+
+
+def test_gz_is_known_by_content_not_by_name(write):
+    text = HEADER + "a,x,1\n"
+    assert read_rows(write(text, "plain.csv.gz")) == [("a", "x", 1)]
+    assert read_rows(write(gzip.compress(text.encode()), "zipped.csv")) == [("a", "x", 1)]
+
+
+def test_unused_columns_may_be_empty_or_not_utf8(write):
+    assert read_rows(
+        write(b"user_id,item_id,timestamp,title\na,x,1,Amelie\nb,y,2,Am\xe9lie\n")
+    ) == [
+        ("a", "x", 1),
+        ("b", "y", 2),
+    ]
+
+
+# --- times ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2010-10-19T23:55:27Z", 1287532527),
+        ("2010-10-19T23:55:27", 1287532527),
+        ("2010-10-19 23:55:27", 1287532527),
+        ("2010-10-20T01:55:27+02:00", 1287532527),
+        ("2017-12-17", 1513468800),
+        ("1969-12-31T23:59:58Z", -2),
+        ("978300760", 978300760),
+        ("1700000000123", 1700000000123),
+        ("16777217", 16777217),  # not a float32
+        ("9007199254740993", 9007199254740993),  # not a float64
+    ],
+)
+def test_times_are_exact_integers(write, text, seconds):
+    times = read_log(write(HEADER + f"a,x,{text}\n")).times
+    assert times.dtype == np.int64 and times.tolist() == [seconds]
+
+
+def test_float_times_stay_floats(write):
+    times = read_log(write(HEADER + "a,x,1.5\na,y,9.78300760E8\na,z,3\n")).times
+    assert times.dtype == np.float64 and times.tolist() == [1.5, 978300760.0, 3.0]
+
+
+def test_fractions_of_a_second_keep_their_order(write):
+    text = "a,x,2020-01-01T00:00:00.25Z\na,y,2020-01-01T00:00:00Z\n"
+    assert read_log(write(HEADER + text)).times.tolist() == [1577836800.25, 1577836800.0]
+
+
+def test_dates_do_not_depend_on_the_local_time_zone(write, monkeypatch):
+    path = write(HEADER + "a,x,2021-03-28 02:30:00\n")
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        assert read_log(path).times.tolist() == [1616898600]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "value"),
+    [
+        ("a,x,1\nb,y,\n", 3, ""),
+        ("a,x,1\nb,y,2\nc,z,nan\n", 4, "nan"),
+        ("a,x,1\nb,y,inf\n", 3, "inf"),
+        ("a,x,1.5\nb,y,soon\n", 3, "soon"),
+        ("a,x,2020-01-01\nb,y,2020-13-01\n", 3, "2020-13-01"),
+        ("a,x,2020-01-01\nb,y,NaT\n", 3, "NaT"),
+        ("a,x,1\n\n\nb,y,?\n", 5, "?"),
+        ('"a\nb",x,1\nb,y,?\n', 4, "?"),
+    ],
+)
+def test_unreadable_time_names_the_line_and_the_value(write, lines, line, value):
+    path = write(HEADER + lines)
+    with pytest.raises(ValueError, match=re.escape(f"line {line}: time '{value}'")) as error:
+        read_log(path)
+    assert path in str(error.value) and "\n" not in str(error.value)
+
+
+def test_null_time_in_parquet_names_the_row(tmp_path):
+    path = str(tmp_path / "log.parquet")
+    frame = pd.DataFrame({"user_id": ["a"] * 2, "item_id": ["x"] * 2, "timestamp": [1, None]})
+    frame.to_parquet(path)
+    with pytest.raises(ValueError, match=r"row 2: time 'None'|row 2: time 'nan'"):
+        read_log(path)
+    frame.assign(timestamp=[True, False]).to_parquet(path)
+    with pytest.raises(ValueError, match=r"row 1: time 'True' cannot be read"):
+        read_log(path)
+
+
+def test_positions_on_a_file_with_header_are_not_silent(write):
+    with pytest.raises(ValueError, match=r"line 1: time 'timestamp' .* header"):
+        read_log(write(HEADER + "a,x,1\n"), columns=POSITIONS)
+
+
+# --- bad files -----------------------------------------------------------------------------------
+
+
+def test_missing_column_names_what_was_found_and_the_way_out(write):
+    path = write("uid,item,ts\na,x,1\n", "x.csv")
+    columns = {"user": "uid", "item": "item", "time": "timestamp"}
+    with pytest.raises(ValueError) as error:
+        read_log(path, columns=columns)
+    assert str(error.value).startswith(
+        f"data.path='{path}': no column 'timestamp' (found: uid, item, ts). "
+        "Set data.columns.time=..."
+    )
+
+
+def test_log_without_times_is_refused(write):
+    path = write("userID\tartistID\tweight\n2\t51\t13883\n")
+    with pytest.raises(
+        ValueError, match=r"no column 'timestamp' \(found: userID, artistID, weight"
+    ):
+        read_log(path, columns={"user": "userID", "item": "artistID"})
+
+
+def test_column_named_twice_is_refused(write):
+    with pytest.raises(ValueError, match=r"more than one column 'user_id'"):
+        read_log(write("user_id,user_id,item_id,timestamp\na,b,x,1\n"))
+
+
+@pytest.mark.parametrize("position", [3, -1])
+def test_position_outside_the_file_is_refused(write, position):
+    columns = {**POSITIONS, "time": position}
+    with pytest.raises(ValueError, match=rf"no column {position} \(the first line has 3 fields"):
+        read_log(write("a,x,1\n"), columns=columns)
+
+
+def test_missing_file(tmp_path):
+    path = tmp_path / "none.csv"
+    with pytest.raises(FileNotFoundError, match=r"data.path='.*none.csv': no such file"):
+        read_log(path)
+
+
+def test_folder_instead_of_file(tmp_path):
+    with pytest.raises(ValueError, match=r"data.path='.*': is a folder"):
+        read_log(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf", gzip.compress(b"")])
+def test_empty_file(write, content):
+    with pytest.raises(ValueError, match=r"data.path='.*': the file is empty"):
+        read_log(write(content))
+
+
+@pytest.mark.parametrize("content", [HEADER, HEADER.strip(), HEADER + "\n\r\n"])
+def test_header_only(write, content):
+    with pytest.raises(ValueError, match=r"data.path='.*': nothing below the header 'user_id,"):
+        read_log(write(content))
+
+
+def test_header_only_parquet(tmp_path):
+    path = tmp_path / "log.parquet"
+    pd.DataFrame({"user_id": [], "item_id": [], "timestamp": []}).to_parquet(path)
+    with pytest.raises(ValueError, match=r"data.path='.*': the table has no rows"):
+        read_log(path)
+
+
+@pytest.mark.parametrize("cut", [slice(None, -9), slice(None, 40), slice(None, 12)])
+def test_truncated_gz_never_gives_a_short_log(write, cut):
+    whole = gzip.compress((HEADER + "".join(f"u{i},x{i},{i}\n" for i in range(500))).encode())
+    with pytest.raises(ValueError, match=r"data.path='.*': the gz file is damaged or cut short"):
+        read_log(write(whole[cut], "log.csv.gz"))
+
+
+def test_damaged_gz(write):
+    whole = bytearray(gzip.compress(b"1 2 3\n" * 500))
+    whole[-6] ^= 255  # the checksum
+    with pytest.raises(ValueError, match=r"damaged or cut short"):
+        read_log(write(bytes(whole)))
+
+
+def test_zip_archive_is_named(write):
+    with pytest.raises(ValueError, match=r"is a zip archive. Unpack it"):
+        read_log(write(b"PK\x03\x04rest"))
+
+
+def test_broken_parquet(write):
+    with pytest.raises(ValueError, match=r"data.path='.*': not a readable Parquet file"):
+        read_log(write(b"PAR1 and no more"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "found"),
+    [
+        ("a,x,1\nb,y\nc,z,3\n", 3, 2),
+        ("a,x,1\nb,y,2,9\n", 3, 4),
+        ("a,x,1\n\nb\n", 4, 1),
+        ('"a\nb",x,1\nb,y\n', 4, 2),
+    ],
+)
+def test_ragged_row_names_the_line(write, lines, line, found):
+    with pytest.raises(ValueError, match=f"line {line}: {found} fields, expected 3"):
+        read_log(write(HEADER + lines))
+
+
+def test_ragged_row_far_down_is_found(write):
+    lines = [f"u{i},x{i},{i}\n" for i in range(300_000)]
+    lines[250_000] = "u,x\n"
+    with pytest.raises(ValueError, match=r"line 250002: 2 fields"):
+        read_log(write(HEADER + "".join(lines)))
+
+
+@pytest.mark.parametrize(("column", "key"), [(0, "user"), (1, "item")])
+def test_empty_id_names_the_line(write, column, key):
+    cells = ["b", "y", "2"]
+    cells[column] = ""
+    with pytest.raises(ValueError, match=f"line 3: the {key} id is empty"):
+        read_log(write(HEADER + "a,x,1\n" + ",".join(cells) + "\n"))
+
+
+def test_null_id_in_parquet_names_the_row(tmp_path):
+    path = tmp_path / "log.parquet"
+    frame = pd.DataFrame({"user_id": ["a", None], "item_id": ["x", "y"], "timestamp": [1, 2]})
+    frame.to_parquet(path)
+    with pytest.raises(ValueError, match=r"row 2: the user id is empty"):
+        read_log(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [("1 2\n3  4\n", 2), ("1 2\n3 4 \n", 2), (" 1 2\n", 1), ("1 2\n3\n", 2), ("1 2\n\n3 4\n", 2)],
+)
+def test_sequence_line_with_an_empty_id_or_no_item_names_the_line(write, content, line):
+    with pytest.raises(ValueError, match=f"line {line}: expected 'user item item ...'"):
+        read_log(write(content))
+
+
+@pytest.mark.parametrize("format", ["table", "sequences"])
+def test_text_that_is_not_utf8_names_the_line(write, format):
+    content = (HEADER + "a,x,1\n").encode() + b"b\xe9,y,2\n"
+    if format == "sequences":
+        content = b"a x y\nb x\nb\xe9 x\n"
+    with pytest.raises(ValueError, match=r"data.path='.*': line 3: not UTF-8"):
+        read_log(write(content), format=format)
+
+
+def test_quote_that_is_never_closed_does_not_swallow_rows(write):
+    with pytest.raises(ValueError, match=r"a double quote is opened and never closed"):
+        read_log(write(HEADER + "a,x,1,\n".replace(",\n", "\n") + 'b,y,"2\nc,z,3\n'))
+
+
+def test_html_page_is_refused(write):
+    with pytest.raises(ValueError, match=r"no column 'user_id' .found: <!DOCTYPE"):
+        read_log(write("<!DOCTYPE html>\n<html></html>\n"))
+
+
+def test_home_directory_is_expanded(write, monkeypatch):
+    path = write(HEADER + "a,x,1\n", "mine.csv")
+    monkeypatch.setenv("HOME", os.path.dirname(path))
+    assert len(read_log("~/mine.csv")) == 1

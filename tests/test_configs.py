@@ -1,0 +1,280 @@
+"""Every composition is valid, and every setting reaches the object that it is for."""
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from recblr.data.preprocess import LogFile
+from recblr.data.sequences import SequenceStore, training_rows
+from recblr.data.synthetic import SyntheticLog
+from recblr.models.recblr import initial_lambda
+from recblr.training.callbacks import EpochRecord
+from recblr.training.objectives import CrossEntropy
+from recblr.training.validate import build, check_config, is_floor, known_keys
+
+CONF = Path(__file__).parents[1] / "conf"
+KNOWN = known_keys(CONF / "train.yaml")
+RECIPE_KEYS = ("dropout", "max_length", "batch_size", "eval_batch_size", "recipe")
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def with_path(data: str) -> list[str]:
+    return [f"data={data}", *([] if data == "synthetic" else ["data.path=log.csv"])]
+
+
+@pytest.fixture(autouse=True)
+def hydra_config():
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> DictConfig:
+    cfg = compose("train", list(overrides))
+    check_config(cfg, KNOWN, list(overrides), multirun=False)
+    return cfg
+
+
+def store(lengths=(9, 5, 7, 12), n_items: int = 12) -> SequenceStore:
+    offsets = np.append(0, np.cumsum(lengths)).astype(np.int64)
+    items = (np.arange(offsets[-1]) % n_items + 1).astype(np.int32)
+    ids = np.array([str(i) for i in range(n_items + 1)], dtype=object)
+    return SequenceStore(items, offsets, ids[: len(lengths)], ids, "file")
+
+
+def datamodule(*overrides: str):
+    """The data module of a config, over `store()`."""
+    cfg = composed(*overrides)
+    data = build(cfg.datamodule, log=build(cfg.data))
+    data.store = store()
+    data.rows = training_rows(data.store, data.max_length, data.target_mode)
+    return data
+
+
+def model(*overrides: str) -> torch.nn.Module:
+    return build(composed(*overrides).model, n_items=7)
+
+
+def optimizer(*overrides: str) -> torch.optim.Optimizer:
+    cfg = composed(*overrides)
+    return build(cfg.optimizer)([torch.nn.Parameter(torch.zeros(2))])
+
+
+@pytest.mark.parametrize(
+    "name, data", list(itertools.product(options("model"), options("data")))
+)
+def test_every_model_composes_with_every_data_set(name, data):
+    cfg = composed(f"model={name}", *with_path(data))
+    assert cfg.data.name == data
+    assert is_floor(cfg) == (name in ("popularity", "markov"))
+    build(cfg.data)
+    build(cfg.model, n_items=7)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        f"{group}={option}"
+        for group in ("objective", "trainer", "callbacks", "logger", "recipe")
+        for option in options(group)
+    ],
+)
+def test_every_other_option_composes(choice):
+    composed(choice)
+
+
+def test_groups_are_the_folders_of_conf():
+    groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"}
+    assert groups <= KNOWN
+    assert all(options(group) for group in groups)
+
+
+def test_every_data_set_has_a_complete_recipe_and_no_recipe_is_without_data():
+    assert options("recipe") == options("data")
+    for name in options("recipe"):
+        recipe = yaml.safe_load((CONF / "recipe" / f"{name}.yaml").read_text())
+        assert sorted(recipe) == sorted(RECIPE_KEYS), name
+        assert recipe["recipe"] in ("paper", "ours")
+
+
+@pytest.mark.parametrize("data", options("data"))
+def test_recipe_follows_the_data(data):
+    recipe = yaml.safe_load((CONF / "recipe" / f"{data}.yaml").read_text())
+    cfg = composed(*with_path(data))
+    assert {key: cfg[key] for key in RECIPE_KEYS} == recipe
+
+
+def test_recipe_can_be_taken_from_another_data_set_and_the_command_line_wins():
+    cfg = composed(*with_path("custom"), "recipe=ml-1m", "dropout=0.4")
+    assert cfg.data.name == "custom"
+    assert (cfg.max_length, cfg.dropout) == (200, 0.4)
+
+
+def test_global_group_files_set_only_keys_that_train_yaml_has():
+    found = 0
+    for path in CONF.rglob("*/*.yaml"):
+        text = path.read_text()
+        if re.search(r"^# @package _global_", text, re.M):
+            found += 1
+            assert set(yaml.safe_load(text)) - {"defaults"} <= KNOWN, path
+    assert found >= len(options("recipe"))
+
+
+def test_unknown_key_in_a_global_file_is_refused():
+    cfg = compose("train", [])
+    OmegaConf.set_struct(cfg, False)
+    cfg.dropuot = 0.3
+    with pytest.raises(ValueError, match=r"dropuot: no such key; valid: .*dropout"):
+        check_config(cfg, KNOWN, [], multirun=False)
+
+
+def test_every_target_argument_is_bound_to_its_signature():
+    for key, value, message in (
+        ("optimizer.foo", 1, r"optimizer\.foo: Adam has no such argument; valid: .*weight_decay"),
+        ("trainer.max_epoch", 3, r"trainer\.max_epoch: Trainer has no such argument"),
+        ("callbacks.early_stopping.patince", 3, r"callbacks\.early_stopping\.patince: "),
+        ("model.dropout", "a", r"model\.dropout='a': must be a number"),
+        ("objective._target_", "recblr.training.objectives.Nope", r"objective\._target_=.*Nope"),
+    ):
+        cfg = compose("train", [])
+        OmegaConf.update(cfg, key, value, force_add=True)
+        with pytest.raises(ValueError, match=message):
+            check_config(cfg, KNOWN, [], multirun=False)
+
+
+def test_names_of_the_interface_exist():
+    assert {"synthetic", "custom", "ml-1m", "ml-100k", "amazon-beauty"} <= set(options("data"))
+    assert {"recblr", "popularity", "markov"} <= set(options("model"))
+    assert {"wandb", "csv"} == set(options("logger"))
+    assert {"default", "smoke"} <= set(options("trainer"))
+
+
+def test_defaults_are_the_papers():
+    cfg = composed(*with_path("amazon-beauty"))
+    assert (cfg.lr, cfg.weight_decay, cfg.batch_size, cfg.dropout) == (1e-3, 0.0, 2048, 0.5)
+    assert (cfg.model.d_model, cfg.model.n_layers) == (64, 2)
+    assert (cfg.trainer.max_epochs, cfg.callbacks.early_stopping.patience) == (300, 10)
+    assert cfg.callbacks.early_stopping.monitor == "val/ndcg@10"
+    assert isinstance(build(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))]), torch.optim.Adam)
+    assert isinstance(build(cfg.objective), CrossEntropy)
+    assert isinstance(build(cfg.callbacks.record), EpochRecord)
+
+
+def test_smoke_changes_only_what_it_says():
+    smoke, plain = (
+        OmegaConf.to_container(composed(f"trainer={name}"), resolve=True)
+        for name in ("smoke", "default")
+    )
+    plain["smoke"] = True
+    plain["trainer"] |= {"max_epochs": 1, "limit_train_batches": 20}
+    plain["datamodule"]["eval_users"] = 500
+    assert smoke == plain
+
+
+def test_width_depth_expansion_and_convolution_reach_the_model():
+    assert model("model.d_model=24").embedding.weight.shape == (8, 24)
+    assert len(model("model.n_layers=3").layers) == 3
+    recurrent = model("model.expansion=3", "model.conv_width=6").layers[0].recurrent
+    assert recurrent.channels == 3 * 64
+    assert recurrent.conv_weight.shape == (192, 6)
+
+
+def test_dropout_reaches_every_dropout_of_the_model():
+    rates = [m.p for m in model("dropout=0.35").modules() if isinstance(m, torch.nn.Dropout)]
+    assert len(rates) > 2 and set(rates) == {0.35}
+
+
+@pytest.mark.parametrize("backend", ["reference", "serial", "cpu"])
+def test_scan_reaches_every_layer(backend):
+    assert {layer.recurrent.scan for layer in model(f"scan={backend}").layers} == {backend}
+
+
+def test_lambda_init_reaches_the_model():
+    recurrent = model("model.lambda_init=linspace").layers[1].recurrent
+    torch.testing.assert_close(recurrent.lambda_.data, initial_lambda(128, "linspace"))
+    drawn = model("model.lambda_init=random").layers[1].recurrent.lambda_
+    assert drawn.max() > 0 > initial_lambda(128, "uniform").max()
+
+
+def test_learning_rate_and_weight_decay_reach_the_optimizer():
+    group = optimizer("lr=0.02", "weight_decay=0.3").param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.02, 0.3)
+
+
+def test_max_length_cuts_the_rows_of_training_and_evaluation():
+    data = datamodule("max_length=4")
+    longest = max(
+        int(batch.lengths.max())
+        for loader in (data.train_dataloader(), data.evaluation_loader("test"))
+        for batch in loader
+    )
+    assert longest == 4 < int(next(iter(datamodule().evaluation_loader("test"))).lengths.max())
+
+
+def test_batch_size_counts_targets_and_eval_batch_size_users():
+    data = datamodule("batch_size=1", "eval_batch_size=3", "target_mode=prefix")
+    assert {int(batch.n_targets) for batch in data.train_dataloader()} == {1}
+    assert [len(batch) for batch in data.evaluation_loader("val")] == [3, 1]
+
+
+def test_target_mode_reaches_the_loader():
+    prefix, full = datamodule("target_mode=prefix"), datamodule("target_mode=all_positions")
+    assert all(batch.one_target_per_sequence for batch in prefix.train_dataloader())
+    assert not any(batch.one_target_per_sequence for batch in full.train_dataloader())
+    assert len(prefix.rows) > len(full.rows) == 4
+
+
+def test_mask_history_reaches_the_batches():
+    for override, masked in (("mask_history=true", True), ("mask_history=false", False)):
+        batches = list(datamodule(override).evaluation_loader("test"))
+        assert all((batch.seen is not None) == masked for batch in batches)
+
+
+def test_seed_reaches_the_order_of_an_epoch():
+    def order(*overrides):
+        data = datamodule("batch_size=1", *overrides)
+        return [int(user) for batch in data.train_dataloader() for user in batch.user_ids]
+
+    assert order("seed=3") == order("seed=3")
+    assert len({tuple(order(f"seed={seed}")) for seed in range(6)}) > 1
+
+
+def test_data_settings_reach_the_log():
+    log = build(
+        composed(
+            "data=custom", "data.path=a.tsv", "data.format=table", "data.columns.user=uid",
+            "data.columns.item=2", "data.order=item_id", "data.repeats=last",
+            "data.min_interactions=3",
+        ).data
+    )  # fmt: skip
+    assert log == LogFile(
+        "custom", "a.tsv", "table", columns={"user": "uid", "item": 2, "time": "timestamp"},
+        order="item_id", repeats="last", min_interactions=3,
+    )  # fmt: skip
+    assert isinstance(build(composed().data), SyntheticLog)
+
+
+def test_patience_and_epochs_reach_lightning():
+    cfg = composed("callbacks.early_stopping.patience=3", "trainer.max_epochs=5")
+    assert build(cfg.callbacks.early_stopping).patience == 3
+    trainer = build(cfg.trainer, callbacks=[], logger=False)
+    assert (trainer.max_epochs, trainer.reload_dataloaders_every_n_epochs) == (5, 1)
+
+
+def test_every_setting_that_a_floor_does_not_read_is_refused_by_name():
+    for override in ("dropout=0.3", "lr=0.1", "scan=cpu", "batch_size=9", "target_mode=prefix"):
+        key = override.split("=")[0]
+        with pytest.raises(ValueError, match=f"^{key}: Markov does not read it"):
+            composed("model=markov", override)
+    composed("model=markov", "seed=3", "test=false", "mask_history=true", "eval_batch_size=9")

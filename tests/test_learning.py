@@ -1,0 +1,78 @@
+"""Learnable structure is learned; the synthetic log separates floor, model and ceiling."""
+
+import logging
+
+import lightning as L
+import pytest
+import torch
+
+from recblr.data.datamodule import SequenceDataModule
+from recblr.data.synthetic import SyntheticLog
+from recblr.models.recblr import RecBLR
+from recblr.training.evaluate import evaluate, floor_metrics
+from recblr.training.module import SequentialRecommender
+from recblr.training.objectives import CrossEntropy
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*num_workers.*"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+    pytest.mark.filterwarnings("ignore:.*log_every_n_steps.*"),
+]
+
+
+def data_of(log, **changes):
+    arguments = {"max_length": 30, "batch_size": 1024, "eval_batch_size": 1024, "seed": 5} | changes
+    data = SequenceDataModule(log, **arguments)
+    data.load()
+    return data
+
+
+def trained(data, epochs):
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.manual_seed(1)
+    n_items = data.store.n_items
+    model = RecBLR(n_items, d_model=32, dropout=0.0)
+    module = SequentialRecommender(
+        model, n_items, CrossEntropy(), lambda p: torch.optim.Adam(p, lr=5e-3)
+    )
+    trainer = L.Trainer(
+        max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0, limit_val_batches=0,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    return model
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_default_log_leaves_room_between_floors_and_ceiling(split):
+    data = data_of(SyntheticLog(), max_length=50)
+    ndcg = {name: row["ndcg@10"] for name, row in floor_metrics(data, split).items()}
+    assert 0 < ndcg["popularity"] < ndcg["markov"] < ndcg["ceiling"] < 1
+    assert ndcg["popularity"] <= 0.25 * ndcg["ceiling"]
+    assert ndcg["markov"] <= 0.60 * ndcg["ceiling"]
+
+
+def test_recblr_learns_what_no_floor_can():
+    # Half of the events follow the item two steps back, which a Markov chain does not see.
+    data = data_of(SyntheticLog(n_users=800, n_items=40, mean_length=20))
+    loader = data.evaluation_loader("test")
+    floors = {name: row["ndcg@10"] for name, row in floor_metrics(data, "test").items()}
+    ndcg = evaluate(trained(data, epochs=8), loader, data.store.n_items)[0]["ndcg@10"]
+    print(floors, ndcg)
+    assert ndcg > 1.3 * floors["markov"]
+    assert ndcg > 1.5 * floors["popularity"]
+    assert ndcg <= floors["ceiling"]
+
+
+def test_recblr_learns_a_fixed_succession_almost_perfectly():
+    # Every event is one of two successors of the one before, the likelier with 0.6.
+    log = SyntheticLog(n_users=500, n_items=30, mean_length=15, recent=1, earlier=0, taste=0)
+    data = data_of(log)
+    floors = {name: row["ndcg@10"] for name, row in floor_metrics(data, "test").items()}
+    model = trained(data, epochs=8)
+    ndcg = evaluate(model, data.evaluation_loader("test"), data.store.n_items)[0]["ndcg@10"]
+    print(floors, ndcg)
+    assert ndcg > 0.97 * floors["ceiling"]
+    assert floors["markov"] > 0.97 * floors["ceiling"]
+    assert ndcg > 2 * floors["popularity"]
