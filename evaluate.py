@@ -20,10 +20,10 @@ def main(cfg: DictConfig) -> None:
     from recblr.training.evaluate import evaluate, floor_metrics, load_weights, read_checkpoint
     from recblr.training.loggers import quiet_lightning
     from recblr.training.module import CHECKPOINT_KEY
-    from recblr.training.validate import build, check_evaluation
+    from recblr.training.validate import EVALUATE_KEYS, build, check_keys, known_keys
 
     quiet_lightning()
-    check_evaluation(cfg, CONFIG)
+    check_keys(cfg, known_keys(CONFIG), EVALUATE_KEYS)
     path = Path(cfg.ckpt_path)
     checkpoint = read_checkpoint(path)
     saved = checkpoint[CHECKPOINT_KEY]
@@ -44,15 +44,14 @@ def main(cfg: DictConfig) -> None:
     load_weights(model, checkpoint)
     metrics, _ = evaluate(model, data.evaluation_loader(cfg.split), data.store.n_items)
     config = OmegaConf.to_container(trained, resolve=True)
-    print_results(
-        config, cfg.split, result_rows(config, floor_metrics(data, cfg.split), metrics)
-    )
+    rows = result_rows(config, floor_metrics(data, cfg.split), metrics)
+    print_results(config, cfg.split, data.store.order, rows)
     run = RunFolder(path.absolute().parent.parent)
-    if run.finished:
+    if run.finished():
         name = f"evaluate_{cfg.split}.json"
-        masked = config["datamodule"]["mask_history"]
-        result = {"split_hash": data.split_hash, "smoke": config["smoke"], "mask_history": masked}
-        run.write_json(name, metrics | result)
+        result = metrics | {"split_hash": data.split_hash, "order": data.store.order}
+        result["mask_history"] = trained.datamodule.mask_history
+        run.write_json(name, result | {"smoke": trained.smoke})
         log.info("written: %s", run.path / name)
 
 

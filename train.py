@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     data = build(cfg.datamodule, log=build(cfg.data))
     data.load()
     run = RunFolder.of(config, data.split_hash)
-    if run.finished and not cfg.overwrite:
+    if run.finished(cfg.test) and not cfg.overwrite:
         log.info("finished before; overwrite=true trains anew")
         return print_run(run)
 
@@ -62,7 +62,7 @@ def main(cfg: DictConfig) -> None:
 
         metrics, ranks = evaluate(model, data.evaluation_loader(split), data.store.n_items)
         close(loggers, {f"{split}/{name}": value for name, value in metrics.items()})
-        result = metrics | {"split_hash": data.split_hash, "smoke": cfg.smoke}
+        result = metrics | {"split_hash": data.split_hash, "order": data.store.order}
         if cfg.test:
             run.write_ranks(
                 {
@@ -72,7 +72,9 @@ def main(cfg: DictConfig) -> None:
                     "equal": ranks["equal"].int(),
                 }
             )
-        run.write_json("test_metrics.json" if cfg.test else "evaluate_val.json", result)
+        run.write_json(
+            "test_metrics.json" if cfg.test else "evaluate_val.json", result | {"smoke": cfg.smoke}
+        )
         run.finish(model_card(run))
     print_run(run)
 

@@ -12,7 +12,9 @@ def batch_of(sequences, targets=None):
     lengths = [0, *map(len, sequences)]
     cu_seqlens = torch.tensor(lengths).cumsum(0)
     return SequenceBatch(
-        items=torch.tensor([item for sequence in sequences for item in sequence], dtype=torch.int64),
+        items=torch.tensor(
+            [item for sequence in sequences for item in sequence], dtype=torch.int64
+        ),
         cu_seqlens=cu_seqlens,
         targets=torch.tensor([0] * len(sequences) if targets is None else targets),
         user_ids=torch.arange(len(sequences)),

@@ -9,12 +9,13 @@ settings.register_profile(
 )
 settings.load_profile("recblr")
 
-# Tensors here are small: a second thread saves nothing, and on a busy machine its waiting costs
-# 80 times the work (measured). Also the same sums on any machine.
-torch.set_num_threads(1)
-
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """What a test draws does not depend on the tests before it."""
+def alone():
+    """What a test draws, and the threads it has, do not depend on the tests before it.
+
+    One thread: tensors here are small, and on a busy machine threads that wait for each other cost
+    30 times the work (measured).
+    """
     torch.manual_seed(0)
+    torch.set_num_threads(1)

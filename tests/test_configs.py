@@ -71,9 +71,7 @@ def optimizer(*overrides: str) -> torch.optim.Optimizer:
     return build(cfg.optimizer)([torch.nn.Parameter(torch.zeros(2))])
 
 
-@pytest.mark.parametrize(
-    "name, data", list(itertools.product(options("model"), options("data")))
-)
+@pytest.mark.parametrize("name, data", list(itertools.product(options("model"), options("data"))))
 def test_every_model_composes_with_every_data_set(name, data):
     cfg = composed(f"model={name}", *with_path(data))
     assert cfg.data.name == data

@@ -65,14 +65,11 @@ def test_a_later_item_leaves_earlier_states_unchanged_to_the_bit(scan, data):
     assert torch.equal(x[end:], y[end:])  # the sequences after
 
 
-
 @pytest.mark.parametrize("target_mode", ["all_positions", "prefix"])
 def test_validation_and_test_items_are_in_no_training_batch(target_mode):
     lengths = [9, 3, 14, 2, 5, 30, 1, 4]
     sequences = random_sequences(lengths, V)
-    held_out = [
-        [*s[:-2], s[-2] % V + 1, s[-1] % V + 1] if len(s) >= 3 else s for s in sequences
-    ]
+    held_out = [[*s[:-2], s[-2] % V + 1, s[-1] % V + 1] if len(s) >= 3 else s for s in sequences]
     earlier = [[*s[:-3], s[-3] % V + 1, *s[-2:]] if len(s) >= 4 else s for s in sequences]
 
     def batches(sequences):
@@ -96,7 +93,7 @@ def test_the_test_item_is_no_input_of_any_evaluation():
 @pytest.fixture(scope="module")
 def noise():
     log = SyntheticLog(
-        n_users=6000, n_items=200, mean_length=12, recent=0, earlier=0, taste=0, zipf=0
+        n_users=6000, n_items=200, mean_length=12, recent=0, earlier=0, taste=0, zipf=0, seed=1
     )
     return data_of(log, max_length=20, batch_size=2048, eval_batch_size=2048)
 

@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def data_of(log, **changes):
-    arguments = {"max_length": 30, "batch_size": 1024, "eval_batch_size": 1024, "seed": 5} | changes
+    arguments = {"max_length": 30, "batch_size": 256, "eval_batch_size": 1024, "seed": 5} | changes
     data = SequenceDataModule(log, **arguments)
     data.load()
     return data
@@ -54,15 +54,14 @@ def test_the_default_log_leaves_room_between_floors_and_ceiling(split):
 
 
 def test_recblr_learns_what_no_floor_can():
-    # Half of the events follow the item two steps back, which a Markov chain does not see.
-    data = data_of(SyntheticLog(n_users=800, n_items=40, mean_length=20))
-    loader = data.evaluation_loader("test")
+    # Most events follow the item two steps back, which a Markov chain does not see.
+    log = SyntheticLog(n_users=500, n_items=30, mean_length=20, recent=0.1, earlier=0.8, taste=0)
+    data = data_of(log)
     floors = {name: row["ndcg@10"] for name, row in floor_metrics(data, "test").items()}
-    ndcg = evaluate(trained(data, epochs=8), loader, data.store.n_items)[0]["ndcg@10"]
-    print(floors, ndcg)
-    assert ndcg > 1.3 * floors["markov"]
-    assert ndcg > 1.5 * floors["popularity"]
-    assert ndcg <= floors["ceiling"]
+    model = trained(data, epochs=8)
+    ndcg = evaluate(model, data.evaluation_loader("test"), data.store.n_items)[0]["ndcg@10"]
+    assert floors["popularity"] < floors["markov"] < 0.4 * floors["ceiling"]
+    assert 0.8 * floors["ceiling"] < ndcg < 1.05 * floors["ceiling"]
 
 
 def test_recblr_learns_a_fixed_succession_almost_perfectly():
@@ -70,9 +69,8 @@ def test_recblr_learns_a_fixed_succession_almost_perfectly():
     log = SyntheticLog(n_users=500, n_items=30, mean_length=15, recent=1, earlier=0, taste=0)
     data = data_of(log)
     floors = {name: row["ndcg@10"] for name, row in floor_metrics(data, "test").items()}
-    model = trained(data, epochs=8)
+    model = trained(data, epochs=3)
     ndcg = evaluate(model, data.evaluation_loader("test"), data.store.n_items)[0]["ndcg@10"]
-    print(floors, ndcg)
     assert ndcg > 0.97 * floors["ceiling"]
     assert floors["markov"] > 0.97 * floors["ceiling"]
     assert ndcg > 2 * floors["popularity"]

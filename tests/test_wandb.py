@@ -12,13 +12,15 @@ from wandb.proto import wandb_internal_pb2 as pb
 
 from recblr.run_folder import METRICS, RunFolder
 
+pytestmark = pytest.mark.slow  # 12 s, most of it imports and W&B's own process
+
 BLOCK, HEAD = 32768, 7
 
 
 def records(path: Path) -> Iterator[pb.Record]:
     """A `.wandb` file: 7 bytes, then a LevelDB log. A record is cut where a block of 32 KiB ends.
 
-    Head of each part: checksum (4 bytes), length (2), kind (1: whole, 2: first, 3: middle, 4: last).
+    Head of each part: checksum (4 bytes), length (2), kind (1 whole, 2 first, 3 middle, 4 last).
     """
     data, at, parts = path.read_bytes(), HEAD, []
     while at + HEAD <= len(data):

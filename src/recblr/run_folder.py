@@ -45,11 +45,14 @@ class RunFolder:
     def of(cls, config: Config, split_hash: str) -> RunFolder:
         """The folder that belongs to a resolved config and the split that it trains on."""
         name = f"s{config['seed']}-{identity(config, split_hash)}"
-        return cls(Path(config["paths"]["runs"]) / config["data"]["name"] / model_name(config) / name)
+        return cls(
+            Path(config["paths"]["runs"]) / config["data"]["name"] / model_name(config) / name
+        )
 
-    @property
-    def finished(self) -> bool:
-        return (self.path / "README.md").exists()
+    def finished(self, test: bool = False) -> bool:
+        """Whether the run came to its end and, if `test`, has test metrics."""
+        needed = ["README.md"] + ["test_metrics.json"] * test
+        return all((self.path / name).exists() for name in needed)
 
     def start(self, config: Config, environment: dict[str, Any]) -> None:
         """Create the folder anew and write what is known before training."""
@@ -139,7 +142,9 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _PACKAGES},
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
     }

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -94,7 +96,7 @@ def test_blocks_of_items_join_to_the_whole(floor):
     whole = model.score_block(batch, 1, n_items + 1)
     for size in (1, 5, 36):
         edges = [*range(1, n_items + 1, size), n_items + 1]
-        parts = [model.score_block(batch, lo, hi) for lo, hi in zip(edges, edges[1:])]
+        parts = [model.score_block(batch, lo, hi) for lo, hi in pairwise(edges)]
         assert torch.equal(torch.cat(parts, 1), whole)
     targets = torch.tensor([1, 37, 20, 5, 36])
     expected = count_ranks(block_scorer(model, batch), targets, n_items)
@@ -108,7 +110,7 @@ def test_markov_equals_a_dense_count_matrix():
     counts = torch.zeros(n_items + 1, n_items + 1)
     for sequence in sequences:
         training = sequence[:-2] if len(sequence) >= 3 else sequence
-        for item, successor in zip(training, training[1:]):
+        for item, successor in pairwise(training):
             counts[item, successor] += 1
     model = fitted(Markov, sequences, n_items)
     got = scores(model, [[item] for item in range(1, n_items + 1)], n_items)

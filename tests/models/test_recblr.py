@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -186,6 +189,19 @@ def test_every_scan_gives_the_loss_and_gradients_of_the_float64_reference(scan):
         assert relative_error(got[name], exact[name]) <= allowed, name
 
 
+def test_the_cpu_scan_leaves_torchs_threads_as_they_are():
+    # In a process of its own: only the first kernel starts numba's threads.
+    code = """
+import torch
+from recblr.ops.bd_lru import bd_lru
+torch.set_num_threads(1)
+bd_lru(torch.ones(2, 1), torch.ones(2, 2), torch.ones(1), torch.tensor([0, 2]), backend="cpu")
+print(torch.get_num_threads())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
+
+
 def test_serial_equals_reference_in_float64():
     batch = batch_of(random_sequences(LENGTHS, V), [1] * len(LENGTHS))
     exact = loss_and_gradients("reference", torch.float64, batch)
@@ -242,7 +258,9 @@ def test_random_start_is_standard_normal():
     assert lambda_.std().item() == pytest.approx(1, abs=0.03)
 
 
-@pytest.mark.parametrize(("how", "mean"), [("uniform", 0.9495), ("linspace", 0.978), ("random", 0.5)])
+@pytest.mark.parametrize(
+    ("how", "mean"), [("uniform", 0.9495), ("linspace", 0.978), ("random", 0.5)]
+)
 def test_lambda_init_reaches_the_layers(how, mean):
     model = RecBLR(V, d_model=256, lambda_init=how)
     for layer in model.layers:
@@ -299,4 +317,6 @@ def test_outputs_are_the_stored_ones():
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
     assert CrossEntropy()(model, batch).item() == pytest.approx(GOLDEN_LOSS, rel=1e-12)
     padded = padded_encode(model, batch.padded())
-    torch.testing.assert_close(padded[range(3), batch.lengths - 1], expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        padded[range(3), batch.lengths - 1], expected, rtol=1e-12, atol=1e-13
+    )

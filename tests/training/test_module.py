@@ -252,7 +252,7 @@ def test_a_loss_that_is_not_finite_ends_the_run():
     model = tiny()
     with torch.no_grad():
         model.layers[0].recurrent.conv_bias[0] = math.inf
-    with pytest.raises(ValueError, match="NaN|diverged"):
+    with pytest.raises(ValueError, match=r"NaN|diverged"):
         fit(data_module(), [EpochRecord()], model=model)
 
 

@@ -81,6 +81,6 @@ def test_an_item_bias_is_added_to_the_logits(model):
 def test_all_positions_is_refused_for_a_model_that_sees_later_items(model):
     model.causal = False
     sequences = random_sequences([3, 2], V)
-    with pytest.raises(ValueError, match="all_positions.*RecBLR.*target_mode=prefix"):
+    with pytest.raises(ValueError, match=r"all_positions.*RecBLR.*target_mode=prefix"):
         CrossEntropy()(model, batch_of(sequences, [1, 2, 3, 4, 5]))
     assert CrossEntropy()(model, batch_of(sequences, [1, 2])).isfinite()

@@ -48,14 +48,14 @@ class SequenceDataModule(L.LightningDataModule):
         eval_users: int | None = None,
     ):
         super().__init__()
-        for name, size in (
-            ("max_length", max_length), ("batch_size", batch_size),
-            ("eval_batch_size", eval_batch_size),
-        ):
-            if size < 1:
+        sizes = {"max_length": max_length, "batch_size": batch_size}
+        sizes |= {"eval_batch_size": eval_batch_size, "datamodule.eval_users": eval_users}
+        for name, size in sizes.items():
+            if size is not None and size < 1:
                 raise ValueError(f"{name}={size}: must be 1 or more")
         self.log, self.seed = log, seed
-        self.max_length, self.target_mode = max_length, target_mode
+        self.max_length = max_length
+        self.target_mode: TargetMode = target_mode
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.mask_history, self.eval_users = mask_history, eval_users
 
@@ -64,6 +64,8 @@ class SequenceDataModule(L.LightningDataModule):
         self.store = self.log.load(self.seed)
         self.split_hash = split_hash(self.store)
         self.rows = training_rows(self.store, self.max_length, self.target_mode)
+        if not len(self.rows):
+            raise ValueError(f"data={self.log.name}: no user has two training events")
 
     def training_part(self) -> dict:
         """Arguments of a floor's `fit`: no event later than a user's training part."""
@@ -73,7 +75,10 @@ class SequenceDataModule(L.LightningDataModule):
     def train_dataloader(self) -> PackedLoader:
         """The epoch's batches: Lightning asks anew each epoch (`reload_dataloaders_every_n_epochs`)."""
         return PackedLoader(
-            self.store, self.rows, self.batch_size, budget="targets",
+            self.store,
+            self.rows,
+            self.batch_size,
+            budget="targets",
             shuffle=(self.seed, self.trainer.current_epoch if self.trainer else 0),
             one_target=self.target_mode == "prefix",
         )
@@ -88,6 +93,10 @@ class SequenceDataModule(L.LightningDataModule):
             chosen = np.random.default_rng(self.seed).choice(len(rows), self.eval_users, False)
             rows = Rows(*(column[np.sort(chosen)] for column in vars(rows).values()))
         return PackedLoader(
-            self.store, rows, self.eval_batch_size, budget="rows", one_target=True,
+            self.store,
+            rows,
+            self.eval_batch_size,
+            budget="rows",
+            one_target=True,
             seen=self.mask_history,
         )

@@ -192,6 +192,10 @@ class LogFile:
     known_order: dict[str, str] | None = None
     source: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.min_interactions < 0:
+            raise ValueError(f"data.min_interactions={self.min_interactions}: must be 0 or more")
+
     def load(self, seed: int = 0) -> SequenceStore:
         """Read, filter, order, pack; logs the counts of each step. seed: for order=shuffled.
 

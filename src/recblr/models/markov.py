@@ -49,7 +49,9 @@ class Markov(nn.Module):
         last_item = batch.items[batch.last]
         begin, count = self.row[last_item], self.row[last_item + 1] - self.row[last_item]  # (B,)
         sequence = torch.repeat_interleave(torch.arange(len(batch), device=count.device), count)
-        within = torch.arange(len(sequence), device=count.device) - (count.cumsum(0) - count)[sequence]
+        within = (
+            torch.arange(len(sequence), device=count.device) - (count.cumsum(0) - count)[sequence]
+        )
         entry = begin[sequence] + within
         column = self.successor[entry] - lo
         inside = (column >= 0) & (column < hi - lo)

@@ -55,9 +55,7 @@ NORM_EPS = 1e-12
 class GatedRecurrent(nn.Module):
     """Convolution and BD-LRU on C channels, gated by SiLU(z) (Algorithm 1)."""
 
-    def __init__(
-        self, d_model: int, expansion: int, conv_width: int, lambda_init: str, scan: Scan
-    ):
+    def __init__(self, d_model: int, expansion: int, conv_width: int, lambda_init: str, scan: Scan):
         super().__init__()
         self.channels = channels = expansion * d_model
         self.conv_width, self.scan = conv_width, scan
@@ -86,7 +84,11 @@ class GatedRecurrent(nn.Module):
     ) -> tuple[Tensor, LayerState]:
         h0, conv_state = state
         u, conv_state = causal_conv(
-            self.in_proj(x), self.conv_weight, self.conv_bias, cu_seqlens, conv_state,
+            self.in_proj(x),
+            self.conv_weight,
+            self.conv_bias,
+            cu_seqlens,
+            conv_state,
             backend=self.scan,
         )  # (N, C)
         y, h = bd_lru(
@@ -152,7 +154,9 @@ class RecBLR(nn.Module):
     ):
         super().__init__()
         for name, size in (
-            ("d_model", d_model), ("n_layers", n_layers), ("expansion", expansion),
+            ("d_model", d_model),
+            ("n_layers", n_layers),
+            ("expansion", expansion),
             ("conv_width", conv_width),
         ):
             if size < 1:

@@ -16,9 +16,14 @@ Row = dict[str, float]
 
 def run_rows(run: RunFolder) -> dict[str, Row]:
     """The rows of a finished run's table, from its folder."""
-    split = evaluated_on(run)
-    metrics = run.read_json("test_metrics.json" if split == "test" else "evaluate_val.json")
-    return result_rows(run.read_config(), run.read_json("floors.json"), metrics)
+    return result_rows(run.read_config(), run.read_json("floors.json"), run_metrics(run))
+
+
+def run_metrics(run: RunFolder) -> dict[str, Any]:
+    """What the run ended with: test metrics, or validation metrics with test=false."""
+    return run.read_json(
+        "test_metrics.json" if evaluated_on(run) == "test" else "evaluate_val.json"
+    )
 
 
 def evaluated_on(run: RunFolder) -> str:
@@ -49,13 +54,13 @@ def paper_row(dataset: str, model: str) -> Row:
     }
 
 
-def protocol(config: Config, split: str) -> str:
+def protocol(config: Config, split: str, order: str) -> str:
     """One line: without it a metric means nothing."""
     data, loader = config["data"], config["datamodule"]
     masked = "not ranked" if loader["mask_history"] else "ranked too"
     return (
         f"{split} targets of leave-one-out, all items ranked, history {masked}; "
-        f"order {data.get('order', 'generated')}, repeats {data.get('repeats', 'keep')}, "
+        f"order {order}, repeats {data.get('repeats', 'keep')}, "
         f"{loader['target_mode']}, max_length {loader['max_length']}"
     )
 
@@ -63,15 +68,18 @@ def protocol(config: Config, split: str) -> str:
 def print_run(run: RunFolder) -> None:
     """The table of a finished run and where it is."""
     config = run.read_config()
-    print_results(config, evaluated_on(run), run_rows(run))
+    print_results(config, evaluated_on(run), run_metrics(run)["order"], run_rows(run))
     Console(soft_wrap=True).print(f"run folder: {run.path}")
 
 
-def print_results(config: Config, split: str, rows: dict[str, Row]) -> None:
+def print_results(config: Config, split: str, order: str, rows: dict[str, Row]) -> None:
     """Metrics, one row per model, four decimals, under the protocol they belong to."""
     title = f"{config['data']['name']}, {split}" + (" (SMOKE RUN)" if config["smoke"] else "")
     table = Table(
-        title=title, caption=protocol(config, split), title_justify="left", caption_justify="left"
+        title=title,
+        caption=protocol(config, split, order),
+        title_justify="left",
+        caption_justify="left",
     )
     table.add_column("")
     for metric in METRICS:
@@ -89,7 +97,7 @@ def model_card(run: RunFolder) -> str:
         f"# {model_name(config)} on {config['data']['name']}",
         "",
         "**A smoke run: its figures mean nothing.**\n" if config["smoke"] else "",
-        f"Protocol: {protocol(config, split)}.",
+        f"Protocol: {protocol(config, split, run_metrics(run)['order'])}.",
         "",
         "| | " + " | ".join(METRICS) + " |",
         "| --- |" + " ---: |" * len(METRICS),

@@ -21,6 +21,9 @@ class EpochRecord(L.Callback):
     on CPU, allocated on CUDA).
     """
 
+    def __init__(self) -> None:
+        self.best = (-1.0, 0)  # val/ndcg@10, minus its epoch
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.start = time.perf_counter()
         zero = torch.zeros((), dtype=torch.float64, device=pl_module.device)
@@ -33,6 +36,11 @@ class EpochRecord(L.Callback):
 
     def on_validation_start(self, trainer, pl_module) -> None:
         self.validation_start = time.perf_counter()
+        if not torch.isfinite(self.loss_sum):  # before the ranks of such a model fail
+            raise ValueError(
+                f"training diverged in epoch {trainer.current_epoch + 1}: the loss is "
+                f"{float(self.loss_sum)}; lower lr"
+            )
 
     def on_validation_end(self, trainer, pl_module) -> None:
         self.validation_seconds = time.perf_counter() - self.validation_start
@@ -51,21 +59,22 @@ class EpochRecord(L.Callback):
             "train/targets_per_s": round(targets / seconds, 1),
             "memory/peak_mb": round(peak_memory_mb(pl_module.device), 1),
         }
-        if not torch.isfinite(torch.tensor(row["train/loss"])):
-            raise ValueError(
-                f"train/loss is {row['train/loss']} in epoch {row['epoch']}: training diverged; "
-                f"lower lr"
-            )
         for logger in trainer.loggers:
             logger.log_metrics(row, step=trainer.current_epoch)
-        stopping = trainer.early_stopping_callback
-        waited = f", {stopping.wait_count}/{stopping.patience} without gain" if stopping else ""
+        self.best = max(self.best, (row["val/ndcg@10"], -row["epoch"]))  # ties: the earlier
         log.info(
-            "epoch %d/%d  loss %.4f  val ndcg@10 %.4f hr@10 %.4f  %.1f s + %.1f s val, "
-            "%s targets/s%s",
-            row["epoch"], trainer.max_epochs, row["train/loss"], row["val/ndcg@10"],
-            row["val/hr@10"], seconds, self.validation_seconds, f"{targets / seconds:,.0f}",
-            waited,
+            "epoch %d/%d  loss %.4f  val ndcg@10 %.4f hr@10 %.4f (best %.4f in epoch %d)  "
+            "%.1f s + %.1f s val, %s targets/s",
+            row["epoch"],
+            trainer.max_epochs,
+            row["train/loss"],
+            row["val/ndcg@10"],
+            row["val/hr@10"],
+            self.best[0],
+            -self.best[1],
+            seconds,
+            self.validation_seconds,
+            f"{targets / seconds:,.0f}",
         )
 
 
@@ -74,14 +83,21 @@ class EpochBar(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} targets/s"),
-            TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
-            transient=True, disable=not sys.stdout.isatty(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            transient=True,
+            disable=not sys.stdout.isatty(),
         )
         self.bar = self.progress.add_task(
-            "", total=trainer.num_training_batches, epoch=trainer.current_epoch + 1,
-            loss=float("nan"), rate=0.0,
+            "",
+            total=trainer.num_training_batches,
+            epoch=trainer.current_epoch + 1,
+            loss=float("nan"),
+            rate=0.0,
         )
         self.targets = torch.zeros((), dtype=torch.int64, device=pl_module.device)
         self.start = self.drawn = time.perf_counter()

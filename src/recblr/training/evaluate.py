@@ -30,8 +30,11 @@ def evaluate(
     """
     module = SequentialRecommender(model, n_items)
     trainer = L.Trainer(
-        logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        devices=1,
     )
     trainer.test(module, loader, verbose=False)
     ranks = {name: torch.cat([part[name] for part in module.ranks]) for name in module.ranks[0]}
@@ -71,5 +74,5 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
     prefix = "model."
     weights = checkpoint["state_dict"]
     model.load_state_dict(
-        {key[len(prefix):]: value for key, value in weights.items() if key.startswith(prefix)}
+        {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
     )

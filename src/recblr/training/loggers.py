@@ -37,16 +37,24 @@ def wandb_logger(run: RunFolder, config: Config, project: str) -> WandbLogger:
     """
     import wandb
 
-    mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+    asked = os.environ.get("WANDB_MODE")
+    mode = asked or ("online" if wandb.setup().settings.api_key else "offline")
     if mode == "offline":
-        log.info("W&B: offline (not logged in); `wandb sync` uploads %s/wandb", run.path)
+        why = "WANDB_MODE" if asked else "not logged in"
+        log.info("W&B: offline (%s); `wandb sync` uploads %s/wandb", why, run.path)
     else:
         log.info("W&B: %s, project %s", mode, project)
     data, model, seed = config["data"]["name"], model_name(config), config["seed"]
     tags = [data, model, f"seed{seed}"] + (["smoke"] if config["smoke"] else [])
     started = wandb.init(
-        project=project, name=f"{data}/{model}/{run.path.name}", group=f"{data}/{model}",
-        tags=tags, config=config, dir=run.path, mode=mode, reinit="finish_previous",
+        project=project,
+        name=f"{data}/{model}/{run.path.name}",
+        group=f"{data}/{model}",
+        tags=tags,
+        config=config,
+        dir=run.path,
+        mode=mode,
+        reinit="finish_previous",
         settings=wandb.Settings(silent=True),
     )
     return WandbLogger(experiment=started)
@@ -58,6 +66,7 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
     warnings.filterwarnings("ignore", message=".*num_workers.*")  # our loader has none
+    warnings.filterwarnings("ignore", message=".*logging interval.*")  # we log epochs, not steps
 
 
 def close(loggers: list[Logger], summary: dict[str, Any]) -> None:
@@ -66,9 +75,3 @@ def close(loggers: list[Logger], summary: dict[str, Any]) -> None:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(summary)
             logger.experiment.finish()
-
-
-def _logged_in() -> bool:
-    import wandb
-
-    return wandb.Api is not None and bool(wandb.setup().settings.api_key)

@@ -17,6 +17,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from recblr.data.datamodule import Split
@@ -24,9 +25,32 @@ from recblr.ops.bd_lru import resolve_backend
 
 log = logging.getLogger(__name__)
 
-_ALWAYS_READ = {"seed", "test", "overwrite", "smoke"}
-_FLOOR_READS = {"eval_batch_size", "mask_history"}
-_NOT_BUILT_FOR_FLOORS = ("objective", "optimizer", "trainer", "callbacks", "datamodule")
+LARGEST_SEED = 2**32 - 1  # numpy's
+# Keys that no constructor takes, so no signature describes them.
+TRAIN_KEYS = {"seed": int, "test": bool, "overwrite": bool, "smoke": bool, "paths.runs": str}
+EVALUATE_KEYS = {"ckpt_path": str, "split": Split, "mask_history": bool | None}
+EVALUATE_KEYS |= {"data.path": str | None}
+
+_READ_BY_ALL = {"seed", "test", "overwrite", "smoke", "recipe"}
+_READ_BY_FLOORS = {"eval_batch_size", "mask_history"}
+_NOT_BUILT_FOR_FLOORS = {"objective", "optimizer", "trainer", "callbacks", "datamodule"}
+
+
+def build(node: DictConfig, **kwargs: Any) -> Any:
+    """Call a node's `_target_` with its arguments, as plain containers, and `kwargs`."""
+    factory = instantiate(node, _partial_=True, _convert_="all")
+    return factory if node.get("_partial_") else factory(**kwargs)
+
+
+def is_floor(cfg: DictConfig) -> bool:
+    """A floor is counted, not trained."""
+    return hasattr(get_object(cfg.model._target_), "fit")
+
+
+def choose_scan(cfg: DictConfig) -> str:
+    """The backend that `scan` means on this machine; ValueError where it cannot run."""
+    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
+    return resolve_backend(cfg.scan, "cuda" if on_gpu else "cpu", torch.float32)
 
 
 def check_run(cfg: DictConfig, config_file: Path) -> None:
@@ -41,48 +65,57 @@ def check_config(cfg: DictConfig, known: set[str], overrides: list[str], multiru
     known: valid top-level keys. overrides: the command line's; one that the model does not read
     is an error, in a multirun a warning.
     """
-    _refuse_unknown(cfg, known)
+    check_keys(cfg, known, TRAIN_KEYS)
+    if not 0 <= cfg.seed <= LARGEST_SEED:
+        raise ValueError(f"seed={cfg.seed}: must be in 0..{LARGEST_SEED}")
     for path, node in _calls(cfg):
-        _check_call(cfg, path, node)
+        _check_call(path, node)
     _check_overrides_are_read(cfg, overrides, multirun)
     with torch.device("meta"):  # the constructor's own checks, without memory or data
-        build(cfg.model, n_items=1)
+        model = build(cfg.model, n_items=1)
+    if not is_floor(cfg):
+        _check_training(cfg, model)
 
 
-def check_evaluation(cfg: DictConfig, config_file: Path) -> None:
-    """Raise ValueError for a key or value that evaluate.py does not know."""
-    _refuse_unknown(cfg, known_keys(config_file))
-    if OmegaConf.is_missing(cfg, "ckpt_path"):
-        raise ValueError("ckpt_path is not set: ckpt_path=RUN/checkpoints/best.ckpt")
-    for key, hint in (("split", Split), ("mask_history", bool | None)):
-        if not _fits(cfg[key], hint):
-            raise ValueError(f"{key}={cfg[key]!r}: must be {_describe(hint)}")
-
-
-def choose_scan(cfg: DictConfig) -> str:
-    """The backend that `scan` means on this machine; ValueError where it cannot run."""
-    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
-    return resolve_backend(cfg.scan, "cuda" if on_gpu else "cpu", torch.float32)
-
-
-def is_floor(cfg: DictConfig) -> bool:
-    """A floor is counted, not trained."""
-    return hasattr(get_object(cfg.model._target_), "fit")
-
-
-def build(node: DictConfig, **kwargs: Any) -> Any:
-    """Call a node's `_target_` with its arguments, as plain containers, and `kwargs`."""
-    factory = instantiate(node, _partial_=True, _convert_="all")
-    return factory if node.get("_partial_") else factory(**kwargs)
-
-
-def _refuse_unknown(cfg: DictConfig, known: set[str]) -> None:
+def check_keys(cfg: DictConfig, known: set[str], hints: dict[str, Any]) -> None:
+    """Raise ValueError for a top-level key that is not known, or a value that its hint refuses."""
     for key in cfg:
         if key not in known:
             raise ValueError(f"{key}: no such key; valid: {', '.join(sorted(known))}")
+    for key, hint in hints.items():
+        if OmegaConf.is_missing(cfg, key):
+            raise ValueError(f"{key} is not set")
+        _check_value(key, OmegaConf.select(cfg, key), hint)
+
+
+def known_keys(config_file: Path) -> set[str]:
+    """Top-level keys of an entry point's config file, its groups included."""
+    config = OmegaConf.load(config_file)
+    assert isinstance(config, DictConfig)
+    groups = {str(group) for item in config.defaults if OmegaConf.is_dict(item) for group in item}
+    return {key for key in map(str, config) if key not in ("defaults", "hydra")} | {
+        group for group in groups if not group.startswith("override ")
+    }
+
+
+def _check_training(cfg: DictConfig, model: torch.nn.Module) -> None:
+    """What optimizer and trainer refuse; they are cheap to build."""
+    if cfg.trainer.max_epochs == 0:
+        raise ValueError("trainer.max_epochs=0: nothing would be trained")
+    if cfg.trainer.devices != 1:
+        raise ValueError(f"trainer.devices={cfg.trainer.devices}: only 1 works")
+    try:
+        build(cfg.optimizer)(model.parameters())
+    except ValueError as error:
+        raise ValueError(f"lr={cfg.lr}, weight_decay={cfg.weight_decay}: {error}") from None
+    try:
+        build(cfg.trainer, logger=False, enable_checkpointing=False)
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from None
 
 
 def _calls(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Every node with a `_target_`, and where it is."""
     for key in node:
         if OmegaConf.is_missing(node, key) or not OmegaConf.is_dict(node[key]):
             continue
@@ -92,26 +125,25 @@ def _calls(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]
         yield from _calls(node[key], child_path)
 
 
-def _check_call(cfg: DictConfig, path: str, node: DictConfig) -> None:
+def _check_call(path: str, node: DictConfig) -> None:
     target = _locate(path, node["_target_"])
     parameters = inspect.signature(target).parameters
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     raw = OmegaConf.to_container(node, resolve=False)
     assert isinstance(raw, dict)
-    for key in raw:
-        if str(key).startswith("_"):
+    for key in map(str, raw):
+        if key.startswith("_"):
             continue
-        name = _name(f"{path}.{key}", raw[key])
+        name = _reference(raw[key]) or f"{path}.{key}"  # `dropout`, not `model.dropout`
         if key not in parameters:
-            valid = ", ".join(p for p in parameters if p != "self")
-            raise ValueError(f"{name}: {target.__name__} has no such argument; valid: {valid}")
+            raise ValueError(
+                f"{name}: {target.__name__} has no such argument; valid: {', '.join(parameters)}"
+            )
         if OmegaConf.is_missing(node, key):
             raise ValueError(f"{name} is not set")
         value = node[key]
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        hint = hints.get(str(key), Any)
-        if not _fits(value, hint):
-            raise ValueError(f"{name}={value!r}: must be {_describe(hint)}")
+        _check_value(name, value, hints.get(key, Any))
 
 
 def _locate(path: str, target: str) -> Callable[..., Any]:
@@ -121,53 +153,73 @@ def _locate(path: str, target: str) -> Callable[..., Any]:
         raise ValueError(f"{path}._target_={target}: {error}") from None
 
 
-def _name(path: str, raw: Any) -> str:
-    """The key that a user sets: `dropout` where the node says `dropout: ${dropout}`."""
-    is_reference = isinstance(raw, str) and raw.startswith("${") and raw.endswith("}")
-    return raw[2:-1] if is_reference else path
+def _reference(raw: Any) -> str | None:
+    """`dropout` for the unresolved value `${dropout}`."""
+    return raw[2:-1] if isinstance(raw, str) and raw.startswith("${") and raw[-1] == "}" else None
+
+
+def _check_value(name: str, value: Any, hint: Any) -> None:
+    if not _fits(value, hint):
+        raise ValueError(f"{name}={value!r}: must be {_describe(hint)}")
+
+
+def _options(hint: Any) -> list[Any]:
+    """The parts of a union, without what no YAML file can hold (a Tensor, a Path)."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return [hint]
+    plain = (*_WORDS, dict, list, Any)
+    return [o for o in get_args(hint) if o in plain or get_origin(o) in (Literal, dict, list)]
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
+    options = _options(hint)
+    if len(options) != 1:
+        return any(_fits(value, option) for option in options)
+    (hint,), origin = options, get_origin(options[0])
     if origin is Literal:
-        return value in get_args(hint)
+        return value in get_args(hint) and not isinstance(value, bool)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool, types.NoneType):
-        return isinstance(value, hint)
-    if origin in (dict, list):
-        return isinstance(value, origin)
-    return True
+    plain = origin or hint
+    return isinstance(value, plain) if plain in (str, bool, types.NoneType, dict, list) else True
+
+
+_WORDS = {
+    float: "a number",
+    int: "an integer",
+    bool: "true or false",
+    str: "text",
+    types.NoneType: "null",
+}
 
 
 def _describe(hint: Any) -> str:
-    origin = get_origin(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(hint))
-    if origin in (Union, types.UnionType):
-        return " or ".join(_describe(option) for option in get_args(hint))
-    words = {float: "a number", int: "an integer", bool: "true or false", str: "text"}
-    return words.get(hint, "null" if hint is types.NoneType else str(hint))
+    options = _options(hint)
+    if len(options) != 1:
+        return " or ".join(map(_describe, options))
+    if get_origin(options[0]) is Literal:
+        return "one of " + ", ".join(map(str, get_args(options[0])))
+    return _WORDS.get(options[0], str(options[0]))
 
 
 def _check_overrides_are_read(cfg: DictConfig, overrides: list[str], multirun: bool) -> None:
-    read = set(_ALWAYS_READ)
+    read = set(_READ_BY_ALL)
+    skipped = set()
     if is_floor(cfg):
-        read |= _FLOOR_READS
-    for section in cfg:
-        if OmegaConf.is_dict(cfg[section]) and not (
-            is_floor(cfg) and section in _NOT_BUILT_FOR_FLOORS
-        ):
+        read |= _READ_BY_FLOORS
+        skipped = _NOT_BUILT_FOR_FLOORS
+    for section in map(str, cfg):
+        if OmegaConf.is_dict(cfg[section]) and section not in skipped:
             read |= _references(OmegaConf.to_container(cfg[section], resolve=False))
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
-        if key in cfg and not OmegaConf.is_dict(cfg[key]) and key not in read and key != "recipe":
-            model = cfg.model._target_.rsplit(".", 1)[-1]
-            message = f"{key}: {model} does not read it; it would change nothing"
+        if key in cfg and not OmegaConf.is_dict(cfg[key]) and key not in read:
+            message = (
+                f"{key}: {cfg.model._target_.split('.')[-1]} does not read it; "
+                "it would change nothing"
+            )
             if not multirun:
                 raise ValueError(message)
             log.warning(message)
@@ -177,14 +229,4 @@ def _references(node: Any) -> set[str]:
     """Top-level keys that a node interpolates."""
     if isinstance(node, dict):
         return set().union(*map(_references, node.values()))
-    return {_name("", node)} if isinstance(node, str) and _name("", node) else set()
-
-
-def known_keys(config_file: Path) -> set[str]:
-    """Top-level keys of an entry point's config file, its groups included."""
-    config = OmegaConf.load(config_file)
-    assert isinstance(config, DictConfig)
-    groups = {str(group) for item in config.defaults if OmegaConf.is_dict(item) for group in item}
-    return {k for k in map(str, config) if k not in ("defaults", "hydra")} | {
-        group for group in groups if not group.startswith("override ")
-    }
+    return {name} if (name := _reference(node)) else set()
