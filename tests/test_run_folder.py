@@ -81,7 +81,7 @@ def test_model_name_is_its_module():
 
 def test_nothing_is_written_before_start(tmp_path):
     run = RunFolder.of(config(f"paths.runs={tmp_path}/runs"), "split")
-    assert not run.finished and not any(tmp_path.iterdir())
+    assert not run.finished() and not any(tmp_path.iterdir())
 
 
 def test_folder_is_finished_only_with_its_model_card(tmp_path):
@@ -90,9 +90,9 @@ def test_folder_is_finished_only_with_its_model_card(tmp_path):
     run.write_json("test_metrics.json", {"hr@10": 0.5})
     (run.checkpoints / "best.ckpt").touch()
     (run.path / "README.md.part").write_text("half of a mod")
-    assert not run.finished
+    assert not run.finished()
     run.finish("# card\n")
-    assert run.finished and not (run.path / "README.md.part").exists()
+    assert run.finished() and not (run.path / "README.md.part").exists()
 
 
 def test_start_removes_what_an_earlier_run_left(tmp_path):
@@ -101,7 +101,7 @@ def test_start_removes_what_an_earlier_run_left(tmp_path):
     run.append_epoch({"epoch": 1})
     run.finish("# card\n")
     run.start(config("seed=5"), {"threads": 2})
-    assert not run.finished
+    assert not run.finished()
     assert {path.name for path in run.path.iterdir()} == {
         "checkpoints", "config.yaml", "environment.json",
     }  # fmt: skip
@@ -134,7 +134,7 @@ def test_write_that_dies_leaves_no_file_under_the_final_name(tmp_path, monkeypat
         patch.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             write()
-    assert not (run.path / name).exists() and not run.finished
+    assert not (run.path / name).exists() and not run.finished()
     write()
     assert (run.path / name).exists() and not list(run.path.glob("*.part"))
 

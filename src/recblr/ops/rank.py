@@ -12,7 +12,7 @@ def count_ranks(
     score_block: Callable[[int, int], Tensor],
     targets: Tensor,
     n_items: int,
-    block_items: int = 8192,
+    block_items: int = 16384,
     seen: Tensor | None = None,
     cu_seen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
