@@ -84,7 +84,7 @@ def check_keys(cfg: DictConfig, known: set[str], hints: dict[str, Any]) -> None:
             raise ValueError(f"{key}: no such key; valid: {', '.join(sorted(known))}")
     for key, hint in hints.items():
         if OmegaConf.is_missing(cfg, key):
-            raise ValueError(f"{key} is not set")
+            raise ValueError(f"{key} is not set; --help shows how")
         _check_value(key, OmegaConf.select(cfg, key), hint)
 
 
