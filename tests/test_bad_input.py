@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_entry_points import SMOKE, Outcome, invoke, run_folders, spawn, write_log
+from command_line import SMOKE, Outcome, invoke, run_folders, spawn, write_log
 
 ABSENT = ("data=custom", "data.path=absent.csv", "logger=csv")  # read only after all checks
 

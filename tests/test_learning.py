@@ -5,10 +5,12 @@ import logging
 import lightning as L
 import pytest
 import torch
+from command_line import run_folders, spawn
 
 from recblr.data.datamodule import SequenceDataModule
 from recblr.data.synthetic import SyntheticLog
 from recblr.models.recblr import RecBLR
+from recblr.run_folder import RunFolder
 from recblr.training.evaluate import evaluate, floor_metrics
 from recblr.training.module import SequentialRecommender
 from recblr.training.objectives import CrossEntropy
@@ -74,3 +76,18 @@ def test_recblr_learns_a_fixed_succession_almost_perfectly():
     assert ndcg > 0.97 * floors["ceiling"]
     assert floors["markov"] > 0.97 * floors["ceiling"]
     assert ndcg > 2 * floors["popularity"]
+
+
+@pytest.mark.slow
+def test_demo_reaches_three_quarters_of_the_ceiling(tmp_path):
+    """`make demo`'s run: well above both floors, at least 75 % of the best possible ranking."""
+    outcome = spawn(
+        "train", "logger=csv", "trainer.max_epochs=10", cwd=tmp_path, OMP_NUM_THREADS="2"
+    )
+    assert outcome.code == 0, outcome.err
+    run = RunFolder(run_folders(tmp_path / "runs")[0])
+    floors, reached = run.read_json("floors.json"), run.read_json("test_metrics.json")["ndcg@10"]
+    best = floors["ceiling"]["ndcg@10"]
+    assert floors["popularity"]["ndcg@10"] <= 0.25 * best
+    assert floors["markov"]["ndcg@10"] <= 0.60 * best
+    assert 0.75 * best <= reached <= best

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from test_entry_points import Outcome, spawn, write_log
+from command_line import Outcome, spawn, write_log
 from wandb.proto import wandb_internal_pb2 as pb
 
 from recblr.run_folder import METRICS, RunFolder

@@ -1,4 +1,4 @@
-"""One log, split leave-one-out, as loaders. The only module of `recblr.data` that needs lightning."""
+"""One log, split leave-one-out, as loaders; here alone does `recblr.data` need lightning."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class SequenceDataModule(L.LightningDataModule):
         return {"items": self.store.items, "starts": offsets[:-1], "stops": train_stops(self.store)}
 
     def train_dataloader(self) -> PackedLoader:
-        """The epoch's batches: Lightning asks anew each epoch (`reload_dataloaders_every_n_epochs`)."""
+        """This epoch's batches. `reload_dataloaders_every_n_epochs=1` asks anew each epoch."""
         return PackedLoader(
             self.store,
             self.rows,

@@ -15,13 +15,15 @@ Sequential Recommendation", CIKM 2024. Equations as numbered there.
 
 Shapes: N packed items, B sequences, D = d_model, C = expansion * D, W = conv_width, V items.
 
-| symbol         | attribute                                 | shape            |
-| E              | embedding.weight                          | (V+1, D)         |
-| W_x, W_z, W_o  | layers[l].recurrent.{in,gate,out}_proj    | (C, D) x 2, (D, C) |
-| Conv1d         | layers[l].recurrent.conv_{weight,bias}    | (C, W), (C,); last tap = current item |
-| [W_r; W_i], b  | layers[l].recurrent.gates                 | (2C, C), (2C,)   |
-| Lambda         | layers[l].recurrent.lambda_               | (C,)             |
-| W1, W2         | layers[l].pffn.{inner,outer}              | (4D, D), (D, 4D) |
+| symbol            | attribute                              | shape              |
+| E                 | embedding.weight                       | (V+1, D)           |
+| LN of eq. 1       | norm                                   | (D,)               |
+| W_x, W_z, W_o     | layers[l].recurrent.{in,gate,out}_proj | (C, D) x 2, (D, C) |
+| Conv1d            | layers[l].recurrent.conv_{weight,bias} | (C, W), (C,); the last tap is now |
+| [W_r; W_i], [b_r; b_i] | layers[l].recurrent.gates         | (2C, C), (2C,)     |
+| Lambda            | layers[l].recurrent.lambda_            | (C,)               |
+| LN, of s and of H | layers[l].{recurrent,pffn}_norm        | (D,)               |
+| W1, b1, W2, b2    | layers[l].pffn.{inner,outer}           | (4D, D), (D, 4D)   |
 
 Departures from the paper: none known in the equations; where it is silent, as released: depthwise
 convolution of width 4 with bias, no bias in W_x, W_z and W_o, dense gate matrices, dropout after

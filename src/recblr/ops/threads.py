@@ -18,8 +18,11 @@ def call(kernel, *arguments) -> None:
     arrays = [a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in arguments]
     with LOCK:
         most: int = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
-        numba.set_num_threads(min(torch.get_num_threads(), most))
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, most))
         kernel(*arrays)
+        if torch.get_num_threads() != threads:  # numba's start resets OpenMP's, which torch shares
+            torch.set_num_threads(threads)
 
 
 def row_groups(cu_seqlens: torch.Tensor) -> np.ndarray:

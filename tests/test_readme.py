@@ -1,0 +1,101 @@
+"""Every command of the README is run, on generated data and with trainer=smoke."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import invoke, run_folders, write_log
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = (".venv/bin/python", "python")
+RUN = re.compile(r"runs/\S+?/checkpoints/best\.ckpt")
+
+
+def commands() -> list[str]:
+    """The command lines of the README's bash blocks, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def kind(command: str) -> str:
+    """What runs a command; each kind has its test below."""
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        return "make"
+    assert program in PYTHON, f"README: nothing runs {command!r}"
+    return Path(arguments[0]).stem
+
+
+def test_no_command_of_the_readme_is_skipped():
+    found = {kind(command) for command in commands()}
+    assert found == {"make", "train", "evaluate"}
+    assert len(commands()) >= 10
+    outside_blocks = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    for inline in re.findall(r"`((?:make|python|\.venv/bin/python) [^`]+)`", outside_blocks):
+        assert inline.startswith("make setup TORCH_INDEX="), f"not in a block: {inline}"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with every file that the README's commands name, and one finished run."""
+    cwd = tmp_path_factory.mktemp("readme")
+    write_log(cwd / "log.inter")
+    rows = [line.split("\t") for line in (cwd / "log.inter").read_text().splitlines()[1:]]
+    sequences: dict[str, list[str]] = {}
+    for user, item, *_ in sorted(rows, key=lambda row: int(row[-1])):
+        sequences.setdefault(user.strip("u"), []).append(item.strip("i"))
+    for name in re.findall(r"data\.path=(\S+)", "\n".join(commands())):
+        if name.endswith(".inter"):
+            shutil.copy(cwd / "log.inter", cwd / name)
+        elif ".txt" in name:
+            lines = (" ".join([user, *items]) for user, items in sequences.items())
+            (cwd / name).write_text("\n".join(lines) + "\n")
+        elif name.endswith(".csv"):
+            table = ["uid,sku,ts", *(f"{row[0]},{row[1]},{row[-1]}" for row in rows)]
+            (cwd / name).write_text("\n".join(table) + "\n")
+        else:
+            raise AssertionError(f"README: no generator for data.path={name}")
+    outcome = invoke(
+        "train", "trainer=smoke", "logger=csv", "data=ml-100k", "data.path=ml-100k.inter", cwd=cwd
+    )
+    assert outcome.code == 0, outcome.err
+    return cwd
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if kind(c) == "train"])
+def test_train_command_of_the_readme_works(command, workplace):
+    arguments = shlex.split(command)[2:]
+    if "--help" not in arguments:
+        arguments += ["trainer=smoke", "logger=csv", "overwrite=true"]
+    outcome = invoke("train", *arguments, cwd=workplace)
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if kind(c) == "evaluate"])
+def test_evaluate_command_of_the_readme_works(command, workplace):
+    checkpoint = run_folders(workplace / "runs" / "ml-100k" / "recblr")[0] / "checkpoints/best.ckpt"
+    command, replaced = RUN.subn(str(checkpoint), command)
+    assert replaced == 1
+    outcome = invoke("evaluate", *shlex.split(command)[2:], cwd=workplace)
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if kind(c) == "make"])
+def test_make_command_of_the_readme_works(command, tmp_path):
+    """With this environment in place of .venv, and in seconds: ARGS reaches the real command."""
+    target = shlex.split(command)[1]
+    fast = {
+        "demo": f"trainer=smoke paths.runs={tmp_path}",
+        "test": "--collect-only tests/test_imports.py",
+    }
+    make = ["make", "-o", ".venv/ready", target, f"BIN={Path(sys.executable).parent}"]
+    done = subprocess.run(
+        [*make, f"ARGS={fast[target]}"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
