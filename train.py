@@ -60,7 +60,9 @@ def main(cfg: DictConfig) -> None:
             trainer.fit(module, datamodule=data)
             load_weights(model, read_checkpoint(run.checkpoints / "best.ckpt"))
 
-        metrics, ranks = evaluate(model, data.evaluation_loader(split), data.store.n_items)
+        metrics, ranks = evaluate(
+            model, data.evaluation_loader(split), data.store.n_items, cfg.trainer.accelerator
+        )
         close(loggers, {f"{split}/{name}": value for name, value in metrics.items()})
         result = metrics | {"split_hash": data.split_hash, "order": data.store.order}
         if cfg.test:

@@ -7,6 +7,7 @@ A model sees batches and numbers: never a config, a data set or a loss.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -39,24 +40,36 @@ class SequentialModel(Protocol):
 
 
 @runtime_checkable
-class Floor(Protocol):
-    """A scorer that is counted, not trained: what any model has to beat."""
-
-    def fit(self, items: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> None:
-        """Count. The training events of user u are `items[starts[u]:stops[u]]`, in order."""
-        ...
+class BlockScorer(Protocol):
+    """Scores a block of items without a representation of its own."""
 
     def score_block(self, batch: SequenceBatch, lo: int, hi: int) -> Tensor:
         """(B, hi - lo): scores of the items lo..hi-1 after each sequence."""
         ...
 
 
-def block_scorer(model: SequentialModel | Floor, batch: SequenceBatch) -> Callable[..., Tensor]:
+@runtime_checkable
+class Floor(BlockScorer, Protocol):
+    """A scorer that is counted, not trained: what any model has to beat."""
+
+    def fit(self, items: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> None:
+        """Count. The training events of user u are `items[starts[u]:stops[u]]`, in order."""
+        ...
+
+
+Scorer = SequentialModel | BlockScorer
+
+
+def item_bias(model: SequentialModel) -> Tensor | None:
+    """(V+1,) or None: what a model adds to every score of an item."""
+    return getattr(model, "item_bias", lambda: None)()
+
+
+def block_scorer(model: Scorer, batch: SequenceBatch) -> Callable[[int, int], Tensor]:
     """`score(lo, hi) -> (B, hi - lo)`: scores of the items lo..hi-1 after each sequence."""
-    if hasattr(model, "score_block"):
-        return lambda lo, hi: model.score_block(batch, lo, hi)
-    representation, matrix = model.represent(batch), model.item_matrix()
-    bias = model.item_bias() if hasattr(model, "item_bias") else None
+    if isinstance(model, BlockScorer):
+        return partial(model.score_block, batch)
+    representation, matrix, bias = model.represent(batch), model.item_matrix(), item_bias(model)
 
     def score(lo: int, hi: int) -> Tensor:
         scores = representation @ matrix[lo:hi].T

@@ -46,7 +46,7 @@ def result_rows(config: Config, floors: dict[str, Row], metrics: Row) -> dict[st
 
 def paper_row(dataset: str, model: str) -> Row:
     """The paper's Table 1 for a data set and model; empty where it has none."""
-    text = (resources.files(__package__) / "paper.csv").read_text(encoding="utf-8")
+    text = (resources.files("recblr.report") / "paper.csv").read_text(encoding="utf-8")
     return {
         line["metric"]: float(line["value"])
         for line in csv.DictReader(text.splitlines())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
 from recblr.data.datamodule import SequenceDataModule, Split
-from recblr.models.base import Floor, SequentialModel
+from recblr.models.base import Scorer
 from recblr.models.markov import Markov
 from recblr.models.popularity import Popularity
 from recblr.training.module import CHECKPOINT_KEY, SequentialRecommender
@@ -21,7 +21,10 @@ Metrics = dict[str, float]
 
 
 def evaluate(
-    model: SequentialModel | Floor, loader: Iterable[SequenceBatch], n_items: int
+    model: Scorer,
+    loader: Iterable[SequenceBatch],
+    n_items: int,
+    accelerator: str = "auto",
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Rank every target of the loader.
 
@@ -34,6 +37,7 @@ def evaluate(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        accelerator=accelerator,
         devices=1,
     )
     trainer.test(module, loader, verbose=False)
@@ -44,12 +48,12 @@ def evaluate(
 def floor_metrics(data: SequenceDataModule, split: Split) -> dict[str, Metrics]:
     """Metrics of the floors and, where the log knows it, of the best possible ranking."""
     loader, n_items = data.evaluation_loader(split), data.store.n_items
-    scorers: dict[str, Any] = {"popularity": Popularity(n_items), "markov": Markov(n_items)}
+    scorers: dict[str, Scorer] = {"popularity": Popularity(n_items), "markov": Markov(n_items)}
     for floor in scorers.values():
         floor.fit(**data.training_part())
     if hasattr(data.log, "ceiling"):
         scorers["ceiling"] = data.log.ceiling(data.store)
-    return {name: evaluate(scorer, loader, n_items)[0] for name, scorer in scorers.items()}
+    return {n: evaluate(scorer, loader, n_items, "cpu")[0] for n, scorer in scorers.items()}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

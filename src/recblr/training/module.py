@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recblr.data.batch import SequenceBatch
 from recblr.evaluation.metrics import RankingMetrics
-from recblr.models.base import Floor, SequentialModel, block_scorer
+from recblr.models.base import Scorer, block_scorer
 from recblr.ops.rank import count_ranks
 
 CHECKPOINT_KEY = "recblr"
@@ -26,7 +26,7 @@ class SequentialRecommender(L.LightningModule):
 
     def __init__(
         self,
-        model: SequentialModel | Floor,
+        model: Scorer,
         n_items: int,
         objective: Callable[[Any, SequenceBatch], Tensor] | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,

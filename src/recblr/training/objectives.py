@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.base import SequentialModel
+from recblr.models.base import SequentialModel, item_bias
 from recblr.ops.cross_entropy import linear_cross_entropy
 
 
@@ -26,5 +26,5 @@ class CrossEntropy:
                 )
             rows = batch.targets.nonzero().squeeze(1)
             representation, targets = model.encode(batch)[rows], batch.targets[rows]
-        bias = model.item_bias() if hasattr(model, "item_bias") else None
-        return linear_cross_entropy(representation, model.item_matrix(), targets, bias)
+        matrix, bias = model.item_matrix(), item_bias(model)
+        return linear_cross_entropy(representation, matrix, targets, bias)
