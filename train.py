@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
     import lightning as L
 
     from recblr.report.tables import model_card, print_run
-    from recblr.run_folder import RunFolder, environment
+    from recblr.run_folder import RunFolder, environment, keep_log
     from recblr.training.evaluate import evaluate, floor_metrics, load_weights, read_checkpoint
     from recblr.training.loggers import close, quiet_lightning
     from recblr.training.module import SequentialRecommender
@@ -31,6 +31,7 @@ def main(cfg: DictConfig) -> None:
         cfg.data.path = str(Path(cfg.data.path).absolute())
     config = OmegaConf.to_container(cfg, resolve=True)
 
+    earlier = keep_log()
     data = build(cfg.datamodule, log=build(cfg.data))
     data.load()
     run = RunFolder.of(config, data.split_hash)
@@ -39,7 +40,7 @@ def main(cfg: DictConfig) -> None:
         return print_run(run)
 
     run.start(config, environment() | {"scan": scan})
-    with run.log_to_file():
+    with run.log_to_file(earlier):
         L.seed_everything(cfg.seed, verbose=False)
         split = "test" if cfg.test else "val"
         run.write_json("floors.json", floor_metrics(data, split))
@@ -65,6 +66,7 @@ def main(cfg: DictConfig) -> None:
         )
         close(loggers, {f"{split}/{name}": value for name, value in metrics.items()})
         result = metrics | {"split_hash": data.split_hash, "order": data.store.order}
+        result["smoke"] = cfg.smoke
         if cfg.test:
             run.write_ranks(
                 {
@@ -74,9 +76,7 @@ def main(cfg: DictConfig) -> None:
                     "equal": ranks["equal"].int(),
                 }
             )
-        run.write_json(
-            "test_metrics.json" if cfg.test else "evaluate_val.json", result | {"smoke": cfg.smoke}
-        )
+        run.write_json("test_metrics.json" if cfg.test else "evaluate_val.json", result)
         run.finish(model_card(run))
     print_run(run)
 

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from recblr.run_folder import RunFolder, environment, identity, model_name
+from recblr.run_folder import RunFolder, environment, identity, keep_log, model_name
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -164,7 +164,7 @@ def test_log_file_holds_messages_and_the_error_that_ended_the_run(tmp_path):
     run = RunFolder(tmp_path / "run")
     run.start(config(), {})
     before = logging.getLogger().handlers[:]
-    with pytest.raises(RuntimeError), run.log_to_file():
+    with pytest.raises(RuntimeError), run.log_to_file(keep_log()):
         logging.getLogger("recblr").warning("on the way")
         raise RuntimeError("lost")
     text = (run.path / "run.log").read_text()

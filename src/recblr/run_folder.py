@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,17 @@ class RunFolder:
         self.write_json("environment.json", environment)
 
     @contextmanager
-    def log_to_file(self) -> Iterator[None]:
-        """Send every log message, and an error that ends the run, to `run.log` too."""
+    def log_to_file(self, earlier: MemoryHandler) -> Iterator[None]:
+        """Send every log message, and an error that ends the run, to `run.log` too.
+
+        earlier: a handler of the root logger that has kept the messages until now.
+        """
         handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger()
+        root.removeHandler(earlier)
+        earlier.setTarget(handler)
+        earlier.flush()
         root.addHandler(handler)
         try:
             yield
@@ -112,6 +119,13 @@ class RunFolder:
         partial = self.path / f"{name}.part"  # a killed run leaves no half-written file
         partial.write_text(text, encoding="utf-8")
         partial.replace(self.path / name)
+
+
+def keep_log() -> MemoryHandler:
+    """Keep what is logged from now on, for the `run.log` of a folder that is not known yet."""
+    handler = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
+    logging.getLogger().addHandler(handler)
+    return handler
 
 
 def model_name(config: Config) -> str:

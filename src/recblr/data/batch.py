@@ -43,7 +43,8 @@ class SequenceBatch:
 
     @property
     def last(self) -> Tensor:
-        """(B,) int64: packed index of each sequence's last item. Every sequence has one or more."""
+        """(B,) int64: packed index of each sequence's last item; every sequence must have one."""
+        assert (self.cu_seqlens_host.diff() > 0).all(), "an empty sequence has no last item"
         return self.cu_seqlens[1:] - 1
 
     @property

@@ -38,7 +38,7 @@ Lambda evenly (`lambda_init="linspace"`); W_x and W_z are two matrices, not one.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +163,8 @@ class RecBLR(nn.Module):
         ):
             if size < 1:
                 raise ValueError(f"model.{name}={size}: must be 1 or more")
+        if scan not in get_args(Scan):
+            raise ValueError(f"scan={scan!r}: choose from {', '.join(get_args(Scan))}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: must be in [0, 1)")
         self.embedding = nn.Embedding(n_items + 1, d_model)
