@@ -27,11 +27,12 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from recblr.data.times import TIME_FORMS, parse_times
+
 Format = Literal["sequences", "inter", "table"]
 
 DEFAULT_COLUMNS = {"user": "user_id", "item": "item_id", "time": "timestamp"}
 SEPARATORS = "\t,;|"
-TIME_FORMS = "integers, floats or ISO 8601 dates"
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +309,7 @@ def _interactions(
         if empty >= 0:
             raise ValueError(f"data.path='{path}': {where(empty)}: the {key} id is empty")
         coded[key] = _factorize(text)
-    times, bad = _times(columns["time"])
+    times, bad = parse_times(columns["time"])
     if bad.any():
         row = int(bad.argmax())
         hint = " If it is a header, name data.columns.{user,item,time}." if row == 0 else ""
@@ -318,36 +319,3 @@ def _interactions(
         )
     (users, user_ids), (items, item_ids) = coded["user"], coded["item"]
     return Interactions(users, items, times, user_ids, item_ids, format)
-
-
-def _times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) int64 or float64 times and an (N,) mask of those that cannot be read.
-
-    Numbers stay as they are. Dates become UTC seconds, a missing zone being UTC: int64, or float64
-    where the log has fractions of a second.
-    """
-    kind = column.type
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if is_text:
-        for number in (pa.int64(), pa.float64()):
-            with contextlib.suppress(pa.ArrowInvalid):
-                return _times(column.cast(number))
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        values = column.to_numpy()  # nulls become NaN
-        values = values.astype(np.int64 if values.dtype.kind in "iu" else np.float64)
-        return values, ~np.isfinite(values)
-    if pa.types.is_date(kind):
-        column = column.cast(pa.timestamp("s"))
-    elif not is_text and not pa.types.is_timestamp(kind):
-        return np.zeros(len(column)), np.ones(len(column), bool)
-    stamps = pd.to_datetime(column.to_pandas(), format="ISO8601", utc=True, errors="coerce")
-    stamps = stamps.dt.tz_localize(None).to_numpy()
-    bad = np.isnat(stamps)
-    if is_text and bad.any():
-        numbers = np.asarray(pd.to_numeric(column.to_pandas(), errors="coerce"), np.float64)
-        if np.isfinite(numbers[0]):  # a numeric log with an odd value, not one of dates
-            bad = ~np.isfinite(numbers)
-    seconds = stamps.astype("datetime64[s]")
-    if bad.any() or (seconds == stamps).all():
-        return seconds.astype(np.int64), bad
-    return seconds.astype(np.int64) + (stamps - seconds) / np.timedelta64(1, "s"), bad
