@@ -23,10 +23,10 @@ demo: .venv/ready ## train RecBLR on the synthetic log and compare it with floor
 	$(BIN)/python train.py data=synthetic model=recblr trainer.max_epochs=10 logger=csv overwrite=true $(ARGS)
 
 test: .venv/ready ## fast tests (under 4 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-slow: .venv/ready ## the slow tests alone
-	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-all: test test-slow ## both
 

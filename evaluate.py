@@ -20,7 +20,13 @@ def main(cfg: DictConfig) -> None:
     from recblr.training.evaluate import evaluate, floor_metrics, load_weights, read_checkpoint
     from recblr.training.loggers import quiet_lightning
     from recblr.training.module import CHECKPOINT_KEY
-    from recblr.training.validate import EVALUATE_KEYS, build, check_keys, known_keys
+    from recblr.training.validate import (
+        EVALUATE_KEYS,
+        build,
+        check_keys,
+        choose_accelerator,
+        known_keys,
+    )
 
     quiet_lightning()
     check_keys(cfg, known_keys(CONFIG), EVALUATE_KEYS)
@@ -28,6 +34,8 @@ def main(cfg: DictConfig) -> None:
     checkpoint = read_checkpoint(path)
     saved = checkpoint[CHECKPOINT_KEY]
     trained = OmegaConf.create(saved["config"])
+    if cfg.data.path is not None and "path" not in trained.data:
+        raise ValueError(f"data.path={cfg.data.path}: data={trained.data.name} has no file")
     if cfg.data.path is not None:
         trained.data.path = str(Path(cfg.data.path).absolute())
     if cfg.mask_history is not None:
@@ -42,15 +50,17 @@ def main(cfg: DictConfig) -> None:
         )
     model = build(trained.model, n_items=data.store.n_items)
     load_weights(model, checkpoint)
-    metrics, _ = evaluate(model, data.evaluation_loader(cfg.split), data.store.n_items)
+    accelerator = choose_accelerator(trained.trainer.accelerator)
+    loader = data.evaluation_loader(cfg.split)
+    metrics, _ = evaluate(model, loader, data.store.n_items, accelerator)
     config = OmegaConf.to_container(trained, resolve=True)
-    rows = result_rows(config, floor_metrics(data, cfg.split), metrics)
+    rows = result_rows(config, cfg.split, floor_metrics(data, cfg.split), metrics)
     print_results(config, cfg.split, data.store.order, rows)
     run = RunFolder(path.absolute().parent.parent)
     if run.finished():
         name = f"evaluate_{cfg.split}.json"
         result = metrics | {"split_hash": data.split_hash, "order": data.store.order}
-        result["mask_history"] = trained.datamodule.mask_history
+        result |= {"mask_history": trained.datamodule.mask_history, "checkpoint": path.name}
         run.write_json(name, result | {"smoke": trained.smoke})
         log.info("written: %s", run.path / name)
 

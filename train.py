@@ -16,17 +16,19 @@ CONFIG = Path(__file__).parent / "conf" / "train.yaml"
 @one_line_errors(in_job=True)
 def main(cfg: DictConfig) -> None:
     import lightning as L
+    from hydra.core.hydra_config import HydraConfig
 
-    from recblr.report.tables import model_card, print_run
+    from recblr.report.tables import model_card, print_config, print_run
     from recblr.run_folder import RunFolder, environment, keep_log
+    from recblr.training import validate
     from recblr.training.evaluate import evaluate, floor_metrics, load_weights, read_checkpoint
-    from recblr.training.loggers import close, quiet_lightning
-    from recblr.training.module import SequentialRecommender
-    from recblr.training.validate import build, check_run, choose_scan, is_floor
+    from recblr.training.loggers import closing, quiet_lightning
 
     quiet_lightning()
-    check_run(cfg, CONFIG)
-    scan = None if is_floor(cfg) else choose_scan(cfg)
+    validate.check_run(cfg, CONFIG)
+    build, is_floor = validate.build, validate.is_floor(cfg)
+    accelerator = validate.choose_accelerator(cfg.trainer.accelerator)
+    scan = None if is_floor else validate.choose_scan(cfg.scan, accelerator)
     if cfg.data.get("path"):
         cfg.data.path = str(Path(cfg.data.path).absolute())
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -38,35 +40,33 @@ def main(cfg: DictConfig) -> None:
     if run.finished(cfg.test) and not cfg.overwrite:
         log.info("finished before; overwrite=true trains anew")
         return print_run(run)
+    print_config(config)
+    trained = run.finished() and not cfg.overwrite  # with test=false: only the test is missing
+    if not trained:
+        command = environment("train.py", list(HydraConfig.get().overrides.task))
+        run.start(config, command | {"scan": scan})
 
-    run.start(config, environment() | {"scan": scan})
-    with run.log_to_file(earlier):
+    loggers = [build(node, run=run, config=config) for node in cfg.logger.values()]
+    with run.log_to_file(earlier), closing(loggers) as summary:
         L.seed_everything(cfg.seed, verbose=False)
         split = "test" if cfg.test else "val"
         run.write_json("floors.json", floor_metrics(data, split))
         model = build(cfg.model, n_items=data.store.n_items)
-        loggers = [build(node, run=run, config=config) for node in cfg.logger.values()]
-        if is_floor(cfg):
+        if is_floor:
             model.fit(**data.training_part())
         else:
-            log.info("scan=%s runs as %s", cfg.scan, scan)
-            identity = {"config": config, "split_hash": data.split_hash}
-            identity["item_ids"] = data.store.item_ids.tolist()
-            module = SequentialRecommender(
-                model, data.store.n_items, build(cfg.objective), build(cfg.optimizer), identity
-            )
-            cfg.callbacks.checkpoint.dirpath = str(run.checkpoints)
-            callbacks = [build(node) for node in cfg.callbacks.values()]
-            trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers)
-            trainer.fit(module, datamodule=data)
+            if not trained:
+                log.info("scan=%s runs as %s", cfg.scan, scan)
+                cfg.trainer.accelerator = accelerator
+                fit(cfg, config, data, model, run, loggers)
             load_weights(model, read_checkpoint(run.checkpoints / "best.ckpt"))
 
         metrics, ranks = evaluate(
-            model, data.evaluation_loader(split), data.store.n_items, cfg.trainer.accelerator
+            model, data.evaluation_loader(split), data.store.n_items, accelerator
         )
-        close(loggers, {f"{split}/{name}": value for name, value in metrics.items()})
+        summary.update({f"{split}/{name}": value for name, value in metrics.items()})
         result = metrics | {"split_hash": data.split_hash, "order": data.store.order}
-        result["smoke"] = cfg.smoke
+        run.write_json(f"{split}_metrics.json", result | {"smoke": cfg.smoke})
         if cfg.test:
             run.write_ranks(
                 {
@@ -76,9 +76,26 @@ def main(cfg: DictConfig) -> None:
                     "equal": ranks["equal"].int(),
                 }
             )
-        run.write_json("test_metrics.json" if cfg.test else "evaluate_val.json", result)
         run.finish(model_card(run))
     print_run(run)
+
+
+def fit(cfg: DictConfig, config: dict, data, model, run, loggers: list) -> None:
+    """Train to early stopping; leaves checkpoints/best.ckpt and last.ckpt in the run folder."""
+    from recblr.training.module import SequentialRecommender
+    from recblr.training.validate import build
+
+    identity = {"config": config, "split_hash": data.split_hash}
+    identity["item_ids"] = data.store.item_ids.tolist()
+    module = SequentialRecommender(
+        model, data.store.n_items, build(cfg.objective), build(cfg.optimizer), identity
+    )
+    if cfg.trainer.accelerator == "cpu":
+        seconds = module.warm_up(next(iter(data.train_dataloader())))
+        log.info("kernels ready after %.1f s", seconds)
+    cfg.callbacks.checkpoint.dirpath = str(run.checkpoints)
+    callbacks = [build(node) for node in cfg.callbacks.values()]
+    build(cfg.trainer, callbacks=callbacks, logger=loggers).fit(module, datamodule=data)
 
 
 if __name__ == "__main__":

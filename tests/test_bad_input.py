@@ -74,6 +74,11 @@ FILES = {  # name -> content and what the line says
     "id.csv": (f"{HEADER}\na,b,1\n,c,2\n".encode(), "line 3", "user id is empty"),
     "latin.csv": (f"{HEADER}\na,b,1\né,c,2\n".encode("latin-1"), "line 3", "UTF-8"),
     "core.csv": ("\n".join([HEADER, *EMPTY_CORE]).encode(), "data.min_interactions=5", "0 / 0 / 0"),
+    "short.csv": (
+        f"{HEADER}\na,b,1\na,c,2\n".encode(),
+        "data.min_interactions=5",
+        "nothing is left",
+    ),
     "cut.csv.gz": (gzip.compress(HEADER.encode() * 50)[:40], "gz", "cut short"),
 }
 
@@ -231,3 +236,11 @@ def test_process_ends_with_code_1_and_one_line(tmp_path, entry, arguments, fragm
 def test_traceback_is_there_for_those_who_ask(tmp_path):
     outcome = spawn("train", "modle=recblr", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert outcome.code == 1 and "Traceback" in outcome.err
+
+
+def test_log_of_users_too_short_to_evaluate_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "log.csv").write_text(f"{HEADER}\na,b,1\na,c,2\nd,b,1\nd,c,2\n")
+    arguments = ("data=custom", "data.path=log.csv", "data.min_interactions=1", "logger=csv")
+    outcome = invoke("train", *arguments, cwd=tmp_path)
+    refused(outcome, "data=custom", "no user has 3 events")
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]

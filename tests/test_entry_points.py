@@ -212,13 +212,21 @@ def test_without_test_no_test_figure_exists(log_here):
     outcome = invoke("train", *SMOKE, "test=false", cwd=log_here)
     assert outcome.code == 0, outcome.err
     (folder,) = run_folders(log_here / "runs")
-    val = {"evaluate_val.json"}
+    val = {"val_metrics.json"}
     assert files_below(folder) == FILES - {"test_metrics.json", "test_ranks.parquet"} | val
     assert "custom, val" in outcome.out and "custom, test" not in outcome.out
-    assert RunFolder(folder).read_json("evaluate_val.json")["ndcg@10"] == pytest.approx(
+    assert RunFolder(folder).read_json("val_metrics.json")["ndcg@10"] == pytest.approx(
         float(epochs(folder)[0]["val/ndcg@10"]), abs=0
     )
     assert "test targets" not in (folder / "README.md").read_text()
+
+    # The same command with test=true only adds the test: nothing is trained again.
+    weights = (folder / "checkpoints" / "best.ckpt").stat().st_mtime_ns
+    outcome = invoke("train", *SMOKE, cwd=log_here)
+    assert outcome.code == 0, outcome.err
+    assert (folder / "checkpoints" / "best.ckpt").stat().st_mtime_ns == weights
+    assert "custom, test" in outcome.out and "epoch 1/" not in outcome.out
+    assert (folder / "test_metrics.json").exists()
 
 
 @pytest.mark.parametrize("floor, trainer", [("popularity", "smoke"), ("markov", "default")])
@@ -232,7 +240,7 @@ def test_floor_is_one_command_and_equals_the_floor_of_a_model_run(
     floors = json.loads((trained.folder / "floors.json").read_text())
     assert {key: metrics[key] for key in floors[floor]} == floors[floor]
     assert metrics["split_hash"] == trained.metrics["split_hash"]
-    assert "epoch" not in outcome.out and not (folder / "metrics.csv").exists()
+    assert "epoch 1/" not in outcome.out and not (folder / "metrics.csv").exists()
     ranks = pd.read_parquet(folder / "test_ranks.parquet")
     assert expected_metrics(ranks)["ndcg@10"] == pytest.approx(metrics["ndcg@10"], abs=1e-12)
 
@@ -243,13 +251,16 @@ def test_sweep_writes_four_run_folders_and_nothing_beside_them(log_here):
     folders = run_folders(log_here / "runs" / "custom" / "recblr")
     settings = [RunFolder(folder).read_config() for folder in folders]
     found = {(c["model"]["expansion"], c["model"]["dropout"]) for c in settings}
+    commands = {RunFolder(f).read_json("environment.json")["command"] for f in folders}
+    assert any("model.expansion=2 dropout=0.5" in command for command in commands)
+    assert len(commands) == 4 and not any(" -m " in command for command in commands)
     assert len(folders) == 4 and found == {(1, 0.2), (1, 0.5), (2, 0.2), (2, 0.5)}
     inside = {str((f / name).relative_to(log_here)) for f in folders for name in FILES}
     assert files_below(log_here) == inside | {"log.inter"}
 
 
 def test_smoke_takes_at_most_20_batches_and_500_users_of_the_whole_data(tmp_path):
-    arguments = ("++data.n_users=600", "++data.n_items=40", "++data.mean_length=6", "batch_size=32")
+    arguments = ("data.n_users=600", "data.n_items=40", "data.mean_length=6", "batch_size=32")
     outcome = invoke("train", *arguments, "trainer=smoke", "logger=csv", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     assert "600 users" in outcome.out

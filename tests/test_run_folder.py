@@ -173,6 +173,7 @@ def test_log_file_holds_messages_and_the_error_that_ended_the_run(tmp_path):
 
 
 def test_environment_is_plain_and_complete():
-    found = environment()
+    found = environment("train.py", ["data.columns.item=item id"])
+    assert found["command"] == "python train.py 'data.columns.item=item id'"
     assert {"command", "commit", "python", "versions", "cpu", "cores", "gpu"} <= found.keys()
     assert found["versions"]["numpy"] and found["threads"] >= 1

@@ -75,7 +75,7 @@ def test_run_ends_without_login_or_network_and_says_offline_in_one_line(offline)
     (said,) = [line for line in lines if "offline" in line.lower()]
     assert said.startswith("W&B: offline") and "wandb sync" in said
     assert not [line for line in lines if "wandb:" in line]
-    assert offline.run.finished
+    assert offline.run.finished(test=True)
 
 
 def test_its_files_are_in_the_run_folder_only(offline):

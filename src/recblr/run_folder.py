@@ -15,9 +15,9 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -32,7 +32,13 @@ Config = dict[str, Any]
 METRICS = ("hr@10", "ndcg@10", "mrr@10", "hr@20", "ndcg@20", "mrr@20")
 _PACKAGES = ("torch", "triton", "lightning", "torchmetrics", "hydra-core", "omegaconf", "pandas")
 _PACKAGES += ("numpy", "numba", "wandb")
-_NOT_IDENTITY = ("paths", "logger", "resume", "test", "overwrite")  # where, not what
+# What cannot change a result: where things are, what is shown, what is only said of the data.
+_NOT_IDENTITY = {
+    "": {"paths", "logger", "resume", "test", "overwrite"},
+    "data": {"path", "urls", "source", "expected", "known_order"},
+    "trainer": {"accelerator", "devices", "enable_progress_bar", "enable_model_summary"},
+    "callbacks": {"record", "bar"},
+}
 
 
 class RunFolder:
@@ -135,22 +141,21 @@ def model_name(config: Config) -> str:
 
 def identity(config: Config, split_hash: str) -> str:
     """Eight hex digits over everything that may change the result, and the split."""
-    kept: Config = {key: value for key, value in config.items() if key not in _NOT_IDENTITY}
-    kept["data"] = {k: v for k, v in config["data"].items() if k not in ("path", "urls")}
-    kept["trainer"] = {
-        k: v for k, v in config["trainer"].items() if k not in ("accelerator", "devices")
-    }
+    kept = {key: value for key, value in config.items() if key not in _NOT_IDENTITY[""]}
+    for section in ("data", "trainer", "callbacks"):
+        ignored = _NOT_IDENTITY[section]
+        kept[section] = {k: v for k, v in config[section].items() if k not in ignored}
     text = json.dumps([kept, split_hash], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def environment() -> dict[str, Any]:
-    """Versions, commit, hardware and threads of this process; the command that started it."""
+def environment(entry: str, overrides: list[str]) -> dict[str, Any]:
+    """Versions, commit, hardware and threads of this process; the command that repeats the run."""
     import torch
 
     cuda = torch.cuda.is_available()
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", entry, *overrides]),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

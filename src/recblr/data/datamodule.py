@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal, Protocol
 
 import lightning as L
@@ -16,6 +17,8 @@ from recblr.data.sequences import (
     train_stops,
     training_rows,
 )
+
+log = logging.getLogger(__name__)
 
 Split = Literal["val", "test"]
 TargetMode = Literal["all_positions", "prefix"]
@@ -64,8 +67,19 @@ class SequenceDataModule(L.LightningDataModule):
         self.store = self.log.load(self.seed)
         self.split_hash = split_hash(self.store)
         self.rows = training_rows(self.store, self.max_length, self.target_mode)
+        if not (self.store.lengths >= 3).any():
+            raise ValueError(f"data={self.log.name}: no user has 3 events: nobody to evaluate")
         if not len(self.rows):
             raise ValueError(f"data={self.log.name}: no user has two training events")
+        targets = int((self.rows.stop - self.rows.target_from).sum())
+        log.info(
+            "%s: %s training targets in %s rows, %s users to evaluate, split %s",
+            self.log.name,
+            f"{targets:,}",
+            f"{len(self.rows):,}",
+            f"{(self.store.lengths >= 3).sum():,}",
+            self.split_hash[:12],
+        )
 
     def training_part(self) -> dict:
         """Arguments of a floor's `fit`: no event later than a user's training part."""

@@ -235,6 +235,8 @@ class LogFile:
 
     def _compare(self, store: SequenceStore) -> None:
         found = {"users": store.n_users, "items": store.n_items, "interactions": len(store.items)}
+        if self.expected and found == dict(self.expected):
+            logger.info("%s: the counts are the expected ones", self.name)
         for what, count in (self.expected or {}).items():
             if found[what] != count:
                 logger.warning("%s: %d %s, expected %d", self.name, found[what], what, count)

@@ -12,8 +12,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
+from torch.nn import functional
 
 from recblr.data.batch import SequenceBatch
+
+PRODUCT_TILE = 64  # a multiple of the column tiles of the matrix products in use
 
 
 @runtime_checkable
@@ -72,7 +75,10 @@ def block_scorer(model: Scorer, batch: SequenceBatch) -> Callable[[int, int], Te
     representation, matrix, bias = model.represent(batch), model.item_matrix(), item_bias(model)
 
     def score(lo: int, hi: int) -> Tensor:
-        scores = representation @ matrix[lo:hi].T
+        # The product's last, incomplete tile sums in another order: items with equal rows would
+        # not tie with the others. Zero rows complete it.
+        rows = functional.pad(matrix[lo:hi], (0, 0, 0, (lo - hi) % PRODUCT_TILE))
+        scores = (representation @ rows.T)[:, : hi - lo]
         return scores if bias is None else scores + bias[lo:hi]
 
     return score

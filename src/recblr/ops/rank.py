@@ -24,7 +24,7 @@ def count_ranks(
     for their user (repeats allowed), except the target, which always is one.
     Returns higher, equal: (B,) int64.
 
-    The target's score is read from the block that its rivals are in, so equal item rows tie
+    The target's score is read from the block that its rivals are in, so equal scores tie
     exactly. Blocks are scored twice, but the last only once, and a first time only if a target
     is in it; memory is that of one block. ValueError for NaN or infinite scores, and for targets
     out of range.

@@ -6,6 +6,7 @@ import csv
 from importlib import resources
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -16,14 +17,13 @@ Row = dict[str, float]
 
 def run_rows(run: RunFolder) -> dict[str, Row]:
     """The rows of a finished run's table, from its folder."""
-    return result_rows(run.read_config(), run.read_json("floors.json"), run_metrics(run))
+    floors, metrics = run.read_json("floors.json"), run_metrics(run)
+    return result_rows(run.read_config(), evaluated_on(run), floors, metrics)
 
 
 def run_metrics(run: RunFolder) -> dict[str, Any]:
     """What the run ended with: test metrics, or validation metrics with test=false."""
-    return run.read_json(
-        "test_metrics.json" if evaluated_on(run) == "test" else "evaluate_val.json"
-    )
+    return run.read_json("test_metrics.json" if evaluated_on(run) == "test" else "val_metrics.json")
 
 
 def evaluated_on(run: RunFolder) -> str:
@@ -31,17 +31,20 @@ def evaluated_on(run: RunFolder) -> str:
     return "test" if (run.path / "test_metrics.json").exists() else "val"
 
 
-def result_rows(config: Config, floors: dict[str, Row], metrics: Row) -> dict[str, Row]:
-    """Name -> metrics: floors, the model, then what it is measured against."""
+def result_rows(config: Config, split: str, floors: dict[str, Row], metrics: Row) -> dict[str, Row]:
+    """Name -> metrics: floors, the model, then what it is measured against.
+
+    The paper's row only stands beside test figures of its own protocol and recipe.
+    """
     name = model_name(config)
     rows = {floor: floors[floor] for floor in ("popularity", "markov") if floor != name}
     rows[name] = metrics
     if "ceiling" in floors:
         rows["ceiling (upper bound)"] = floors["ceiling"]
-    paper = paper_row(config["data"]["name"], name)
-    if paper and not config["smoke"]:
-        rows[f"{name}, paper"] = paper
-    return rows
+    same_protocol = split == "test" and not config["datamodule"]["mask_history"]
+    if same_protocol and config["recipe"] == "paper" and not config["smoke"]:
+        rows[f"{name}, paper's Table 1"] = paper_row(config["data"]["name"], name)
+    return {name: row for name, row in rows.items() if row}
 
 
 def paper_row(dataset: str, model: str) -> Row:
@@ -63,6 +66,12 @@ def protocol(config: Config, split: str, order: str) -> str:
         f"order {order}, repeats {data.get('repeats', 'keep')}, "
         f"{loader['target_mode']}, max_length {loader['max_length']}"
     )
+
+
+def print_config(config: Config) -> None:
+    """The resolved config, a line per call or value."""
+    text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=1000)
+    Console(soft_wrap=True, highlight=False).print(text)
 
 
 def print_run(run: RunFolder) -> None:

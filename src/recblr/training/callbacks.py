@@ -17,8 +17,7 @@ class EpochRecord(L.Callback):
     """Measures each epoch, hands its row to every logger and prints it as one line.
 
     Row: `epoch`, `train/loss` (mean over targets), `val/*`, `train/seconds`, `val/seconds`,
-    `epoch/seconds` (both, and checkpoints), `train/targets_per_s`, `memory/peak_mb` (resident set
-    on CPU, allocated on CUDA).
+    `train/targets_per_s`, `memory/peak_mb` (resident set on CPU, allocated on CUDA).
     """
 
     def __init__(self) -> None:
@@ -46,7 +45,6 @@ class EpochRecord(L.Callback):
         self.validation_seconds = time.perf_counter() - self.validation_start
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
-        epoch_seconds = time.perf_counter() - self.start
         seconds, targets = self.validation_start - self.start, int(self.targets)
         validation = {f"val/{k}": v for k, v in pl_module.last_metrics.items()}
         row = {
@@ -55,7 +53,6 @@ class EpochRecord(L.Callback):
             **validation,
             "train/seconds": round(seconds, 3),
             "val/seconds": round(self.validation_seconds, 3),
-            "epoch/seconds": round(epoch_seconds, 3),
             "train/targets_per_s": round(targets / seconds, 1),
             "memory/peak_mb": round(peak_memory_mb(pl_module.device), 1),
         }
@@ -79,7 +76,7 @@ class EpochRecord(L.Callback):
 
 
 class EpochBar(L.Callback):
-    """A progress bar over the epoch's targets: loss, targets/s, time left. Only on a terminal."""
+    """A progress bar over the epoch's batches: loss, targets/s, time left. Only on a terminal."""
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.progress = Progress(

@@ -44,7 +44,7 @@ def one_line_errors(in_job: bool = False) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:  # `| head` has seen enough
-        os._exit(0)
+        os._exit(141)
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         if TRACEBACKS or (in_job and HydraConfig.get().mode == RunMode.MULTIRUN):
             raise

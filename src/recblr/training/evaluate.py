@@ -24,9 +24,9 @@ def evaluate(
     model: Scorer,
     loader: Iterable[SequenceBatch],
     n_items: int,
-    accelerator: str = "auto",
+    accelerator: str = "cpu",
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Rank every target of the loader.
+    """Rank every target of the loader on `cpu` or `cuda`.
 
     Returns the metrics (`{"hr@10": .., .., "users": n}`) and the counts behind them, int64 (U,)
     each: user, item, higher, equal.

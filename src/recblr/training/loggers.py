@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -37,13 +39,11 @@ def wandb_logger(run: RunFolder, config: Config, project: str) -> WandbLogger:
     """
     import wandb
 
-    asked = os.environ.get("WANDB_MODE")
-    mode = asked or ("online" if wandb.setup().settings.api_key else "offline")
+    mode, why = _mode()
     if mode == "offline":
-        why = "WANDB_MODE" if asked else "not logged in"
         log.info("W&B: offline (%s); `wandb sync` uploads %s/wandb", why, run.path)
     else:
-        log.info("W&B: %s, project %s", mode, project)
+        log.info("W&B: %s (%s), project %s", mode, why, project)
     data, model, seed = config["data"]["name"], model_name(config), config["seed"]
     tags = [data, model, f"seed{seed}"] + (["smoke"] if config["smoke"] else [])
     started = wandb.init(
@@ -69,9 +69,32 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*logging interval.*")  # we log epochs, not steps
 
 
-def close(loggers: list[Logger], summary: dict[str, Any]) -> None:
-    """Write the final figures into W&B's summary and end its run; needs no network offline."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update(summary)
-            logger.experiment.finish()
+@contextmanager
+def closing(loggers: list[Logger]) -> Iterator[dict[str, Any]]:
+    """What is put into the dict ends in W&B's summary; its run is marked failed by an error.
+
+    Needs no network when offline.
+    """
+    summary: dict[str, Any] = {}
+    failed = 1
+    try:
+        yield summary
+        failed = 0
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.summary.update(summary)
+                logger.experiment.finish(exit_code=failed)
+
+
+def _mode() -> tuple[str, str]:
+    """W&B's mode and the reason for it."""
+    import wandb
+
+    if asked := os.environ.get("WANDB_MODE"):
+        return asked, "WANDB_MODE"
+    try:
+        logged_in = wandb.login(prompt=False)
+    except wandb.errors.AuthenticationError as error:
+        return "offline", f"login failed: {' '.join(str(error).split())}"
+    return ("online", "logged in") if logged_in else ("offline", "not logged in")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,14 @@ class SequentialRecommender(L.LightningModule):
     def training_step(self, batch: SequenceBatch) -> Tensor:
         assert self.objective is not None
         return self.objective(self.model, batch)
+
+    def warm_up(self, batch: SequenceBatch) -> float:
+        """Seconds of one step that changes nothing: kernels are compiled in it, not in epoch 1."""
+        start = time.perf_counter()
+        with torch.random.fork_rng():
+            self.training_step(batch).backward()
+        self.zero_grad()
+        return time.perf_counter() - start
 
     def validation_step(self, batch: SequenceBatch) -> None:
         self.metrics.update(*self._count(batch))

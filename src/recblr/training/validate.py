@@ -47,10 +47,14 @@ def is_floor(cfg: DictConfig) -> bool:
     return hasattr(get_object(cfg.model._target_), "fit")
 
 
-def choose_scan(cfg: DictConfig) -> str:
+def choose_accelerator(asked: str) -> str:
+    """`cuda` or `cpu` for `auto`: metrics are float64, which other accelerators lack."""
+    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_scan(scan: str, accelerator: str) -> str:
     """The backend that `scan` means on this machine; ValueError where it cannot run."""
-    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
-    return resolve_backend(cfg.scan, "cuda" if on_gpu else "cpu", torch.float32)
+    return resolve_backend(scan, "cpu" if accelerator == "cpu" else "cuda", torch.float32)
 
 
 def check_run(cfg: DictConfig, config_file: Path) -> None:
@@ -100,16 +104,19 @@ def known_keys(config_file: Path) -> set[str]:
 
 def _check_training(cfg: DictConfig, model: torch.nn.Module) -> None:
     """What optimizer and trainer refuse; they are cheap to build."""
-    if cfg.trainer.max_epochs == 0:
-        raise ValueError("trainer.max_epochs=0: nothing would be trained")
-    if cfg.trainer.devices != 1:
-        raise ValueError(f"trainer.devices={cfg.trainer.devices}: only 1 works")
+    for key in ("max_epochs", "limit_train_batches", "limit_val_batches"):
+        if cfg.trainer.get(key) == 0:
+            raise ValueError(f"trainer.{key}=0: nothing would be trained or validated")
+    for key, only in (("devices", 1), ("check_val_every_n_epoch", 1), ("precision", "32-true")):
+        if cfg.trainer.get(key, only) != only:
+            raise ValueError(f"trainer.{key}={cfg.trainer[key]}: only {only} works")
     try:
         build(cfg.optimizer)(model.parameters())
     except ValueError as error:
         raise ValueError(f"lr={cfg.lr}, weight_decay={cfg.weight_decay}: {error}") from None
     try:
-        build(cfg.trainer, logger=False, enable_checkpointing=False)
+        accelerator = choose_accelerator(cfg.trainer.accelerator)
+        build(cfg.trainer, accelerator=accelerator, logger=False, enable_checkpointing=False)
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from None
 

@@ -31,8 +31,7 @@ def causal_conv(
             raise ValueError(f"{name} is {tensor.dtype}, expected {x.dtype} as x")
     if cu_seqlens.dtype != torch.int64:
         raise ValueError(f"cu_seqlens is {cu_seqlens.dtype}, expected torch.int64")
-    name = resolve_backend(backend, x.device, x.dtype)
-    name = "reference" if name == "serial" else name
+    name = "cpu" if resolve_backend(backend, x.device, x.dtype) == "cpu" else "reference"
     implementation = importlib.import_module(f"{__name__}.{name}").causal_conv
     if state is None:
         state = x.new_zeros(sequences, width - 1, channels)

@@ -1,0 +1,42 @@
+"""Which rows stand in one table."""
+
+import pytest
+
+from recblr.report.tables import paper_row, result_rows
+
+FLOORS = {"popularity": {"ndcg@10": 0.1}, "markov": {"ndcg@10": 0.2}}
+
+
+def config(**changes):
+    loader = {"mask_history": changes.pop("mask_history", False)}
+    base = {"data": {"name": "amazon-beauty"}, "recipe": "paper", "smoke": False}
+    model = {"_target_": "recblr.models.recblr.RecBLR"}
+    return base | {"model": model, "datamodule": loader} | changes
+
+
+def test_papers_row_is_its_table_1():
+    assert paper_row("amazon-beauty", "recblr") == {
+        "hr@10": 0.0881, "ndcg@10": 0.0446, "mrr@10": 0.0313,
+        "hr@20": 0.1243, "ndcg@20": 0.0538, "mrr@20": 0.0338,
+    }  # fmt: skip
+    assert paper_row("custom", "recblr") == {}
+
+
+def test_papers_row_stands_beside_test_figures_of_its_recipe():
+    rows = result_rows(config(), "test", FLOORS, {"ndcg@10": 0.3})
+    assert list(rows) == ["popularity", "markov", "recblr", "recblr, paper's Table 1"]
+
+
+@pytest.mark.parametrize(
+    "split, changes",
+    [
+        ("val", {}),
+        ("test", {"mask_history": True}),
+        ("test", {"smoke": True}),
+        ("test", {"recipe": "ours"}),
+        ("test", {"data": {"name": "custom"}}),
+    ],
+)
+def test_papers_row_never_stands_beside_another_protocol(split, changes):
+    rows = result_rows(config(**changes), split, FLOORS, {"ndcg@10": 0.3})
+    assert list(rows) == ["popularity", "markov", "recblr"]
