@@ -1,24 +1,20 @@
 """No model may see the future, and where nothing can be learned none may beat chance."""
 
-import logging
 import math
 
-import lightning as L
 import pytest
 import torch
 from batches import batch_of, random_sequences, scramble, store_of
+from fitting import loaded, trained
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recblr.data.datamodule import SequenceDataModule
 from recblr.data.synthetic import SyntheticLog
 from recblr.evaluation.metrics import expected_metrics
 from recblr.models.markov import Markov
 from recblr.models.popularity import Popularity
 from recblr.models.recblr import RecBLR
 from recblr.training.evaluate import evaluate
-from recblr.training.module import SequentialRecommender
-from recblr.training.objectives import CrossEntropy
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*num_workers.*"),
@@ -39,10 +35,7 @@ class Log:
 
 
 def data_of(log, **changes):
-    arguments = {"max_length": 8, "batch_size": 20, "eval_batch_size": 4, "seed": 5} | changes
-    data = SequenceDataModule(log, **arguments)
-    data.load()
-    return data
+    return loaded(log, **{"max_length": 8, "batch_size": 20, "eval_batch_size": 4} | changes)
 
 
 @pytest.mark.parametrize("scan", ["reference", "serial", "cpu"])
@@ -98,27 +91,11 @@ def noise():
     return data_of(log, max_length=20, batch_size=2048, eval_batch_size=2048)
 
 
-def trained(data, epochs, n_items):
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.manual_seed(1)
-    model = RecBLR(n_items, d_model=32, dropout=0.1)
-    module = SequentialRecommender(
-        model, n_items, CrossEntropy(), lambda p: torch.optim.Adam(p, lr=3e-3)
-    )
-    trainer = L.Trainer(
-        max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0, limit_val_batches=0,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=data)
-    return model
-
-
 @pytest.mark.parametrize("name", ["popularity", "markov", "recblr"])
 def test_no_model_beats_chance_on_noise(name, noise):
     n_items = noise.store.n_items
     if name == "recblr":
-        model = trained(noise, epochs=2, n_items=n_items)
+        model = trained(noise, epochs=2, lr=3e-3, dropout=0.1)
     else:
         model = {"popularity": Popularity, "markov": Markov}[name](n_items)
         model.fit(**noise.training_part())

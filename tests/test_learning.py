@@ -1,19 +1,12 @@
 """Learnable structure is learned; the synthetic log separates floor, model and ceiling."""
 
-import logging
-
-import lightning as L
 import pytest
-import torch
 from command_line import run_folders, spawn
+from fitting import loaded, trained
 
-from recblr.data.datamodule import SequenceDataModule
 from recblr.data.synthetic import SyntheticLog
-from recblr.models.recblr import RecBLR
 from recblr.run_folder import RunFolder
 from recblr.training.evaluate import evaluate, floor_metrics
-from recblr.training.module import SequentialRecommender
-from recblr.training.objectives import CrossEntropy
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*num_workers.*"),
@@ -22,28 +15,8 @@ pytestmark = [
 ]
 
 
-def data_of(log, **changes):
-    arguments = {"max_length": 30, "batch_size": 256, "eval_batch_size": 1024, "seed": 5} | changes
-    data = SequenceDataModule(log, **arguments)
-    data.load()
-    return data
-
-
-def trained(data, epochs):
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.manual_seed(1)
-    n_items = data.store.n_items
-    model = RecBLR(n_items, d_model=32, dropout=0.0)
-    module = SequentialRecommender(
-        model, n_items, CrossEntropy(), lambda p: torch.optim.Adam(p, lr=5e-3)
-    )
-    trainer = L.Trainer(
-        max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0, limit_val_batches=0,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=data)
-    return model
+def data_of(log, max_length=30):
+    return loaded(log, max_length=max_length, batch_size=256, eval_batch_size=1024)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -60,7 +33,7 @@ def test_recblr_learns_what_no_floor_can():
     log = SyntheticLog(n_users=500, n_items=30, mean_length=20, recent=0.1, earlier=0.8, taste=0)
     data = data_of(log)
     floors = {name: row["ndcg@10"] for name, row in floor_metrics(data, "test").items()}
-    model = trained(data, epochs=8)
+    model = trained(data, epochs=8, lr=5e-3)
     ndcg = evaluate(model, data.evaluation_loader("test"), data.store.n_items)[0]["ndcg@10"]
     assert floors["popularity"] < floors["markov"] < 0.4 * floors["ceiling"]
     assert 0.8 * floors["ceiling"] < ndcg < 1.05 * floors["ceiling"]
@@ -71,7 +44,7 @@ def test_recblr_learns_a_fixed_succession_almost_perfectly():
     log = SyntheticLog(n_users=500, n_items=30, mean_length=15, recent=1, earlier=0, taste=0)
     data = data_of(log)
     floors = {name: row["ndcg@10"] for name, row in floor_metrics(data, "test").items()}
-    model = trained(data, epochs=3)
+    model = trained(data, epochs=3, lr=5e-3)
     ndcg = evaluate(model, data.evaluation_loader("test"), data.store.n_items)[0]["ndcg@10"]
     assert ndcg > 0.97 * floors["ceiling"]
     assert floors["markov"] > 0.97 * floors["ceiling"]
