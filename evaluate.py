@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.data.path is not None and "path" not in trained.data:
         raise ValueError(f"data.path={cfg.data.path}: data={trained.data.name} has no file")
     if cfg.data.path is not None:
-        trained.data.path = str(Path(cfg.data.path).absolute())
+        trained.data.path = str(Path(cfg.data.path).expanduser().absolute())
     if cfg.mask_history is not None:
         trained.datamodule.mask_history = cfg.mask_history
 

@@ -21,7 +21,13 @@ def main(cfg: DictConfig) -> None:
     from recblr.report.tables import model_card, print_config, print_run
     from recblr.run_folder import RunFolder, environment, keep_log
     from recblr.training import validate
-    from recblr.training.evaluate import evaluate, floor_metrics, load_weights, read_checkpoint
+    from recblr.training.evaluate import (
+        evaluate,
+        floor_metrics,
+        load_weights,
+        raw_ranks,
+        read_checkpoint,
+    )
     from recblr.training.loggers import closing, quiet_lightning
 
     quiet_lightning()
@@ -30,7 +36,7 @@ def main(cfg: DictConfig) -> None:
     accelerator = validate.choose_accelerator(cfg.trainer.accelerator)
     scan = None if is_floor else validate.choose_scan(cfg.scan, accelerator)
     if cfg.data.get("path"):
-        cfg.data.path = str(Path(cfg.data.path).absolute())
+        cfg.data.path = str(Path(cfg.data.path).expanduser().absolute())
     config = OmegaConf.to_container(cfg, resolve=True)
 
     earlier = keep_log()
@@ -41,42 +47,33 @@ def main(cfg: DictConfig) -> None:
         log.info("finished before; overwrite=true trains anew")
         return print_run(run)
     print_config(config)
-    trained = run.finished() and not cfg.overwrite  # with test=false: only the test is missing
-    if not trained:
-        command = environment("train.py", list(HydraConfig.get().overrides.task))
-        run.start(config, command | {"scan": scan})
-
-    loggers = [build(node, run=run, config=config) for node in cfg.logger.values()]
-    with run.log_to_file(earlier), closing(loggers) as summary:
-        L.seed_everything(cfg.seed, verbose=False)
-        split = "test" if cfg.test else "val"
-        run.write_json("floors.json", floor_metrics(data, split))
-        model = build(cfg.model, n_items=data.store.n_items)
-        if is_floor:
-            model.fit(**data.training_part())
-        else:
-            if not trained:
-                log.info("scan=%s runs as %s", cfg.scan, scan)
-                cfg.trainer.accelerator = accelerator
-                fit(cfg, config, data, model, run, loggers)
-            load_weights(model, read_checkpoint(run.checkpoints / "best.ckpt"))
-
-        metrics, ranks = evaluate(
-            model, data.evaluation_loader(split), data.store.n_items, accelerator
-        )
-        summary.update({f"{split}/{name}": value for name, value in metrics.items()})
-        result = metrics | {"split_hash": data.split_hash, "order": data.store.order}
-        run.write_json(f"{split}_metrics.json", result | {"smoke": cfg.smoke})
-        if cfg.test:
-            run.write_ranks(
-                {
-                    "user_id": data.store.user_ids[ranks["user"]],
-                    "item_id": data.store.item_ids[ranks["item"]],
-                    "higher": ranks["higher"].int(),
-                    "equal": ranks["equal"].int(),
-                }
-            )
-        run.finish(model_card(run))
+    with run.lock():
+        trained = run.finished() and not cfg.overwrite  # with test=false: only the test is missing
+        if not trained:
+            about = environment("train.py", list(HydraConfig.get().overrides.task))
+            run.start(config, about | {"scan": scan})
+        loggers = [build(node, run=run, config=config) for node in cfg.logger.values()]
+        with run.log_to_file(earlier), closing(loggers) as summary:
+            L.seed_everything(cfg.seed, verbose=False)
+            split = "test" if cfg.test else "val"
+            run.write_json("floors.json", floor_metrics(data, split))
+            model = build(cfg.model, n_items=data.store.n_items)
+            if is_floor:
+                model.fit(**data.training_part())
+            else:
+                if not trained:
+                    log.info("scan=%s runs as %s", cfg.scan, scan)
+                    cfg.trainer.accelerator = accelerator
+                    fit(cfg, config, data, model, run, loggers)
+                load_weights(model, read_checkpoint(run.checkpoints / "best.ckpt"))
+            loader, n_items = data.evaluation_loader(split), data.store.n_items
+            metrics, ranks = evaluate(model, loader, n_items, accelerator)
+            summary.update({f"{split}/{name}": value for name, value in metrics.items()})
+            result = metrics | {"split_hash": data.split_hash, "order": data.store.order}
+            run.write_json(f"{split}_metrics.json", result | {"smoke": cfg.smoke})
+            if cfg.test:
+                run.write_ranks(raw_ranks(data.store, ranks))
+            run.finish(model_card(run))
     print_run(run)
 
 

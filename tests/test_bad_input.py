@@ -53,7 +53,7 @@ CONFIGURATION = [
     ("seed=-1", "seed=-1", "0..4294967295"),
     ("lr=-1", "lr=-1", "learning rate"),
     ("weight_decay=-1", "weight_decay=-1"),
-    ("trainer.max_epochs=0", "trainer.max_epochs=0", "nothing would be trained"),
+    ("trainer.max_epochs=0", "trainer.max_epochs=0", "1 or more"),
     ("trainer.devices=9", "trainer.devices=9", "only 1 works"),
     ("trainer.accelerator=abacus", "abacus"),
     ("datamodule.eval_users=0", "datamodule.eval_users=0", "1 or more"),

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -341,3 +343,23 @@ def test_number_of_threads_is_recorded_and_the_run_repeats_on_it(log_here, threa
     assert RunFolder(first).read_json("environment.json")["threads"] == int(threads)
     assert epochs(first) == epochs(second)
     assert (first / "test_metrics.json").read_text() == (second / "test_metrics.json").read_text()
+
+
+@pytest.mark.slow
+def test_terminated_run_fails_says_where_it_is_and_starts_anew(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), "logger=csv", "data.n_users=500"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and err.splitlines()[-1] == "error: terminated", err
+    assert "unfinished: runs/" in out + err
+    (folder,) = run_folders(tmp_path / "runs")
+    assert not RunFolder(folder).finished()
+    outcome = spawn("train", "logger=csv", "data.n_users=500", "trainer.max_epochs=1", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err

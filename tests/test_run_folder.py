@@ -88,7 +88,6 @@ def test_folder_is_finished_only_with_its_model_card(tmp_path):
     run = RunFolder(tmp_path / "run")
     run.start(config(), {})
     run.write_json("test_metrics.json", {"hr@10": 0.5})
-    (run.checkpoints / "best.ckpt").touch()
     (run.path / "README.md.part").write_text("half of a mod")
     assert not run.finished()
     run.finish("# card\n")
@@ -102,9 +101,17 @@ def test_start_removes_what_an_earlier_run_left(tmp_path):
     run.finish("# card\n")
     run.start(config("seed=5"), {"threads": 2})
     assert not run.finished()
-    assert {path.name for path in run.path.iterdir()} == {
-        "checkpoints", "config.yaml", "environment.json",
-    }  # fmt: skip
+    assert {path.name for path in run.path.iterdir()} == {"config.yaml", "environment.json"}
+
+
+def test_run_that_is_being_written_is_refused_to_others_and_free_afterwards(tmp_path):
+    run = RunFolder(tmp_path / "data" / "run")
+    refused = pytest.raises(ValueError, match="another process is writing this run")
+    with run.lock(), refused, RunFolder(run.path).lock():
+        raise AssertionError("two writers")
+    with run.lock():
+        assert (tmp_path / "data" / "run.lock").exists()
+    assert not any((tmp_path / "data").iterdir())
 
 
 def test_config_and_json_come_back_as_they_went_in(tmp_path):

@@ -29,6 +29,8 @@ import yaml
 
 Config = dict[str, Any]
 
+log = logging.getLogger(__name__)
+
 METRICS = ("hr@10", "ndcg@10", "mrr@10", "hr@20", "ndcg@20", "mrr@20")
 _PACKAGES = ("torch", "triton", "lightning", "torchmetrics", "hydra-core", "omegaconf", "pandas")
 _PACKAGES += ("numpy", "numba", "wandb")
@@ -64,9 +66,32 @@ class RunFolder:
     def start(self, config: Config, environment: dict[str, Any]) -> None:
         """Create the folder anew and write what is known before training."""
         shutil.rmtree(self.path, ignore_errors=True)
-        self.checkpoints.mkdir(parents=True)
+        self.path.mkdir(parents=True)
         self._write("config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         self.write_json("environment.json", environment)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from writing this run; the system frees it if this one dies."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.with_name(f"{self.path.name}.lock")
+        with file.open("w") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(
+                    f"{self.path}: another process is writing this run; wait for it, or set "
+                    "paths.runs to another folder"
+                ) from None
+            try:
+                yield
+            finally:
+                file.unlink()
 
     @contextmanager
     def log_to_file(self, earlier: MemoryHandler) -> Iterator[None]:
@@ -86,6 +111,7 @@ class RunFolder:
         except BaseException as error:
             info = (type(error), error, error.__traceback__)
             handler.handle(root.makeRecord("recblr", logging.ERROR, "", 0, "failed", (), info))
+            log.error("unfinished: %s; the same command starts it anew", self.path)
             raise
         finally:
             root.removeHandler(handler)

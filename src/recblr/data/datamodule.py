@@ -70,7 +70,10 @@ class SequenceDataModule(L.LightningDataModule):
         if not (self.store.lengths >= 3).any():
             raise ValueError(f"data={self.log.name}: no user has 3 events: nobody to evaluate")
         if not len(self.rows):
-            raise ValueError(f"data={self.log.name}: no user has two training events")
+            raise ValueError(
+                f"data={self.log.name}: nothing to train: a target needs an event before it, and "
+                "of 3 events or more the last two are for validation and test"
+            )
         targets = int((self.rows.stop - self.rows.target_from).sum())
         log.info(
             "%s: %s training targets in %s rows, %s users to evaluate, split %s",

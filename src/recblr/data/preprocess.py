@@ -224,6 +224,8 @@ class LogFile:
         if self.known_order:
             md5 = hashlib.md5(Path(str(self.path)).expanduser().read_bytes()).hexdigest()
             own = self.known_order.get(md5, own)
+            if own != "file":
+                logger.info("%s: a known file, by time with ties by %s", self.name, own)
         if self.order in ("auto", own):
             return own
         if self.order == "shuffled":

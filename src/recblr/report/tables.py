@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from importlib import resources
 from typing import Any
 
@@ -102,6 +103,7 @@ def model_card(run: RunFolder) -> str:
     """README.md of a run folder."""
     config, split, rows = run.read_config(), evaluated_on(run), run_rows(run)
     environment: dict[str, Any] = run.read_json("environment.json")
+    best = run.checkpoints / "best.ckpt"
     lines = [
         f"# {model_name(config)} on {config['data']['name']}",
         "",
@@ -120,8 +122,8 @@ def model_card(run: RunFolder) -> str:
         f"Commit: {environment['commit'] or 'unknown'}  ",
         f"Machine: {environment['gpu'] or environment['cpu']}, {environment['threads']} threads",
         "",
-        f"Evaluate again: `python evaluate.py ckpt_path={run.checkpoints / 'best.ckpt'}`"
-        if (run.checkpoints / "best.ckpt").exists()
+        f"Evaluate again: `python evaluate.py {shlex.quote(f'ckpt_path={best}')}`"
+        if best.exists()
         else "Nothing was trained: there is no checkpoint.",
     ]
     return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import sys
@@ -18,10 +19,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-# Torch and numba each have a pool of OpenMP threads. Waiting threads that spin keep the other
-# pool from its cores: on a busy 2-core machine a training step then costs 30 times the CPU time
-# (measured). They have to sleep, and that is fixed when the pools are loaded, after this module.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP threads that spin while they wait keep others from the cores: on a busy 2-core machine a
+# training step then costs up to 30 times its CPU time (measured). A bounded spin costs nothing on
+# a quiet one; sleeping at once (OMP_WAIT_POLICY=PASSIVE) costs 10 %. Read when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+log = logging.getLogger("recblr")
 
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that the message is written here
@@ -43,14 +46,28 @@ def one_line_errors(in_job: bool = False) -> Iterator[None]:
     """
     try:
         yield
+    except SystemExit as stop:
+        if type(stop).__name__ == "SIGTERMException":  # Lightning's, with exit code 0
+            sys.exit("error: terminated")
+        raise
     except BrokenPipeError:  # `| head` has seen enough
         os._exit(141)
-    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
-        if TRACEBACKS or (in_job and HydraConfig.get().mode == RunMode.MULTIRUN):
+    except Exception as error:
+        if TRACEBACKS or not _is_users(error):
+            raise
+        if in_job and HydraConfig.get().mode == RunMode.MULTIRUN:
+            log.error("this job failed: %s", _message(error))
             raise
         sys.exit(f"error: {_message(error)}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
+
+
+def _is_users(error: Exception) -> bool:
+    """Lightning's and W&B's own kinds are told by name: importing them takes seconds."""
+    kinds = (ValueError, OSError, HydraException, OmegaConfBaseException)
+    named = ("MisconfigurationException", "UsageError", "CommError", "AuthenticationError")
+    return isinstance(error, kinds) or type(error).__name__ in named
 
 
 def _message(error: Exception) -> str:

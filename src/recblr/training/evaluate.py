@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
 from recblr.data.datamodule import SequenceDataModule, Split
+from recblr.data.sequences import SequenceStore
 from recblr.models.base import Scorer
 from recblr.models.markov import Markov
 from recblr.models.popularity import Popularity
@@ -45,6 +46,16 @@ def evaluate(
     return module.last_metrics | {"users": len(ranks["user"])}, ranks
 
 
+def raw_ranks(store: SequenceStore, ranks: dict[str, Tensor]) -> dict[str, Any]:
+    """The counts of `evaluate` under the ids of the log: columns of `test_ranks.parquet`."""
+    return {
+        "user_id": store.user_ids[ranks["user"]],
+        "item_id": store.item_ids[ranks["item"]],
+        "higher": ranks["higher"].int(),
+        "equal": ranks["equal"].int(),
+    }
+
+
 def floor_metrics(data: SequenceDataModule, split: Split) -> dict[str, Metrics]:
     """Metrics of the floors and, where the log knows it, of the best possible ranking."""
     loader, n_items = data.evaluation_loader(split), data.store.n_items
@@ -61,12 +72,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises FileNotFoundError or ValueError that names the file.
     """
+    if path.is_dir():
+        best = path / "checkpoints" / "best.ckpt"
+        raise ValueError(f"ckpt_path={path}: is a folder; is it ckpt_path={best}?")
     if not path.is_file():
         raise FileNotFoundError(f"ckpt_path={path}: no such file")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a file that is not one
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"ckpt_path={path}: not a checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         raise ValueError(f"ckpt_path={path}: not a checkpoint of train.py")

@@ -70,6 +70,8 @@ def check_config(cfg: DictConfig, known: set[str], overrides: list[str], multiru
     is an error, in a multirun a warning.
     """
     check_keys(cfg, known, TRAIN_KEYS)
+    if not cfg.paths.runs:
+        raise ValueError("paths.runs is empty: it names the folder of all runs")
     if not 0 <= cfg.seed <= LARGEST_SEED:
         raise ValueError(f"seed={cfg.seed}: must be in 0..{LARGEST_SEED}")
     for path, node in _calls(cfg):
@@ -104,7 +106,9 @@ def known_keys(config_file: Path) -> set[str]:
 
 def _check_training(cfg: DictConfig, model: torch.nn.Module) -> None:
     """What optimizer and trainer refuse; they are cheap to build."""
-    for key in ("max_epochs", "limit_train_batches", "limit_val_batches"):
+    if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:
+        raise ValueError(f"trainer.max_epochs={cfg.trainer.max_epochs}: must be 1 or more")
+    for key in ("limit_train_batches", "limit_val_batches"):
         if cfg.trainer.get(key) == 0:
             raise ValueError(f"trainer.{key}=0: nothing would be trained or validated")
     for key, only in (("devices", 1), ("check_val_every_n_epoch", 1), ("precision", "32-true")):
