@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from recblr.data.batch import SequenceBatch
 from recblr.data.datamodule import SequenceDataModule, Split
-from recblr.data.sequences import SequenceStore
+from recblr.data.sequences import PackedLoader, SequenceStore
 from recblr.models.base import Scorer
 from recblr.models.markov import Markov
 from recblr.models.popularity import Popularity
@@ -23,7 +21,7 @@ Metrics = dict[str, float]
 
 def evaluate(
     model: Scorer,
-    loader: Iterable[SequenceBatch],
+    loader: PackedLoader,
     n_items: int,
     accelerator: str = "cpu",
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -42,8 +40,7 @@ def evaluate(
         devices=1,
     )
     trainer.test(module, loader, verbose=False)
-    ranks = {name: torch.cat([part[name] for part in module.ranks]) for name in module.ranks[0]}
-    return module.last_metrics | {"users": len(ranks["user"])}, ranks
+    return module.last_metrics | {"users": module.ranked}, module.ranks
 
 
 def raw_ranks(store: SequenceStore, ranks: dict[str, Tensor]) -> dict[str, Any]:

@@ -37,7 +37,6 @@ class SequentialRecommender(L.LightningModule):
         self.model, self.n_items = model, n_items
         self.objective, self.optimizer, self.identity = objective, optimizer, identity
         self.metrics = RankingMetrics()
-        self.ranks: list[dict[str, Tensor]] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.optimizer is not None
@@ -62,13 +61,21 @@ class SequentialRecommender(L.LightningModule):
         self._log_metrics("val")
 
     def on_test_start(self) -> None:
-        self.ranks = []
+        # Filled in place: tensors kept from each batch would lie between the freed blocks of
+        # scores, and the heap would grow by a block per batch (600 MB on Beauty).
+        users = len(self.trainer.test_dataloaders.rows)
+        names = ("user", "item", "higher", "equal")
+        self.ranks = {name: torch.empty(users, dtype=torch.int64) for name in names}
+        self.ranked = 0
 
     def test_step(self, batch: SequenceBatch) -> None:
         higher, equal = self._count(batch)
         self.metrics.update(higher, equal)
         rank = {"user": batch.user_ids, "item": batch.targets, "higher": higher, "equal": equal}
-        self.ranks.append({name: value.cpu() for name, value in rank.items()})
+        done = slice(self.ranked, self.ranked + len(batch))
+        for name, value in rank.items():
+            self.ranks[name][done] = value
+        self.ranked = done.stop
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
