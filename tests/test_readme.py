@@ -99,3 +99,15 @@ def test_make_command_of_the_readme_works(command, tmp_path):
         [*make, f"ARGS={fast[target]}"], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_torch_index_of_the_readme_reaches_pip(tmp_path):
+    (index,) = re.findall(r"make setup TORCH_INDEX=(\S+)`", README)
+    done = subprocess.run(
+        ["make", "-n", "-W", "requirements.txt", "setup", f"TORCH_INDEX={index}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    installs = [line for line in done.stdout.splitlines() if "pip install" in line]
+    assert f"--index-url {index}" in installs[0] and "torch" in installs[0]
+    assert "-r requirements.txt" in installs[1] and index not in installs[1]
