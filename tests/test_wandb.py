@@ -52,7 +52,7 @@ class Offline(NamedTuple):
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory) -> Offline:
-    cwd, home = tmp_path_factory.mktemp("offline"), tmp_path_factory.mktemp("home")
+    cwd, home = tmp_path_factory.mktemp("unconnected"), tmp_path_factory.mktemp("home")
     write_log(cwd / "log.inter")
     nowhere = "http://127.0.0.1:9"  # a proxy that refuses: whoever asks the network fails
     env = {"HOME": str(home), "NETRC": str(home / "none"), "HTTPS_PROXY": nowhere}
