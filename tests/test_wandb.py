@@ -74,7 +74,7 @@ def test_run_ends_without_login_or_network_and_says_offline_in_one_line(offline)
     lines = (offline.outcome.out + offline.outcome.err).splitlines()
     (said,) = [line for line in lines if "offline" in line.lower()]
     assert said.startswith("W&B: offline") and "wandb sync" in said
-    assert not [line for line in lines if "wandb:" in line]
+    assert not [line for line in lines if line.startswith("wandb:")]
     assert offline.run.finished(test=True)
 
 
