@@ -77,8 +77,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a file that is not one
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"ckpt_path={path}: not a checkpoint ({reason})") from error
+        raise ValueError(f"ckpt_path={path}: not a checkpoint, torch cannot read it") from error
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         raise ValueError(f"ckpt_path={path}: not a checkpoint of train.py")
     return checkpoint
