@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 # OpenMP threads that spin while they wait keep others from the cores: on a busy 2-core machine a
-# training step then costs up to 30 times its CPU time (measured). A bounded spin costs nothing on
+# training step then costs up to 10 times its CPU time (measured). A bounded spin costs nothing on
 # a quiet one; sleeping at once (OMP_WAIT_POLICY=PASSIVE) costs 10 %. Read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
