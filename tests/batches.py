@@ -22,8 +22,13 @@ def batch_of(sequences, targets=None):
     )
 
 
-def store_of(sequences, n_items):
-    """A store with one user per list of item ids, raw ids `u0..` and `i1..`."""
+def store_of(sequences, n_items=None):
+    """A store with one user per list of item ids, raw ids `u0..` and `i1..`.
+
+    n_items: the largest id if None.
+    """
+    if n_items is None:
+        n_items = max((item for sequence in sequences for item in sequence), default=0)
     return SequenceStore(
         items=np.array([item for sequence in sequences for item in sequence], np.int32),
         offsets=np.cumsum([0, *map(len, sequences)]),

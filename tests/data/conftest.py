@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import store_of
 
 from recblr.data.sequences import SequenceStore
 
@@ -19,19 +20,6 @@ def write(tmp_path: Path):
         return str(path)
 
     return _write
-
-
-def store_of(sequences: list[list[int]]) -> SequenceStore:
-    """A store with the given item ids; raw ids are u0.. and i1.. ."""
-    items = np.array([item for sequence in sequences for item in sequence], dtype=np.int32)
-    n_items = int(items.max(initial=0))
-    return SequenceStore(
-        items=items,
-        offsets=np.append(0, np.cumsum([len(s) for s in sequences])).astype(np.int64),
-        user_ids=np.array([f"u{u}" for u in range(len(sequences))], dtype=object),
-        item_ids=np.array(["", *(f"i{i}" for i in range(1, n_items + 1))], dtype=object),
-        order="file",
-    )
 
 
 @pytest.fixture(scope="session")

@@ -45,8 +45,6 @@ logs = st.lists(
 )
 
 
-# --- k-core --------------------------------------------------------------------------------------
-
 # Users a..d, k = 2. Round 1 drops item z (one row). Then d has one row: round 2 drops it. Nothing
 # else falls, so round 3 changes nothing.
 THREE_ROUNDS = [
@@ -104,9 +102,6 @@ def test_k_core_equals_repeated_pandas_filtering(rows, k):
     assert [tuple(r) for r in rounds] == counts
 
 
-# --- repeats -------------------------------------------------------------------------------------
-
-
 @settings(max_examples=100)
 @given(logs, st.sampled_from(["keep", "first", "last"]), st.booleans())
 def test_repeats_equal_pandas_drop_duplicates(rows, policy, timed):
@@ -134,9 +129,6 @@ def test_tied_repeats_fall_back_on_the_file_row():
 def test_unknown_policy_is_refused():
     with pytest.raises(ValueError, match=r"data.repeats=newest: expected keep, first or last"):
         apply_repeats(interactions([("a", "x", 0)]), "newest")  # type: ignore[arg-type]
-
-
-# --- order and ids -------------------------------------------------------------------------------
 
 
 @settings(max_examples=100)
@@ -199,9 +191,6 @@ def test_unknown_order_is_refused():
 def test_store_takes_at_most_eight_bytes_per_interaction():
     store = pack(interactions([(u, i, i) for u in range(10) for i in range(20)]), "exact")
     assert store.items.nbytes + store.offsets.nbytes <= 8 * len(store.items)
-
-
-# --- LogFile -------------------------------------------------------------------------------------
 
 
 def test_log_file_reads_filters_and_orders(write):

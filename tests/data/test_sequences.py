@@ -150,9 +150,6 @@ def test_bad_arguments_are_refused(numbered_store):
         PackedLoader(store, evaluation_rows(store, "val", 5), 0, budget="rows", one_target=True)
 
 
-# --- loader --------------------------------------------------------------------------------------
-
-
 def load(store, rows, batch_size=8, **kwargs) -> PackedLoader:
     return PackedLoader(
         store, rows, batch_size, **{"budget": "targets", "one_target": False, **kwargs}
@@ -249,9 +246,6 @@ def test_no_rows_give_no_batches(numbered_store):
     store = numbered_store([1, 2])
     loader = load(store, evaluation_rows(store, "val", 5))
     assert len(loader) == 0 and list(loader) == [] and loader.n_targets == 0
-
-
-# --- split hash ----------------------------------------------------------------------------------
 
 
 def test_split_hash_is_stable_across_machines(make_store):
