@@ -35,6 +35,7 @@ def main(cfg: DictConfig) -> None:
     build, is_floor = validate.build, validate.is_floor(cfg)
     accelerator = validate.choose_accelerator(cfg.trainer.accelerator)
     scan = None if is_floor else validate.choose_scan(cfg.scan, accelerator)
+    cfg.paths.data = str(Path(cfg.paths.data).expanduser().absolute())
     if cfg.data.get("path"):
         cfg.data.path = str(Path(cfg.data.path).expanduser().absolute())
     config = OmegaConf.to_container(cfg, resolve=True)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from recblr.data.batch import SequenceBatch
-from recblr.data.sequences import SequenceStore
+from recblr.data.sequences import SequenceStore, leave_one_out
 
 
 def batch_of(sequences, targets=None):
@@ -29,13 +29,23 @@ def store_of(sequences, n_items=None):
     """
     if n_items is None:
         n_items = max((item for sequence in sequences for item in sequence), default=0)
+    offsets = np.cumsum([0, *map(len, sequences)])
     return SequenceStore(
         items=np.array([item for sequence in sequences for item in sequence], np.int32),
-        offsets=np.cumsum([0, *map(len, sequences)]),
+        offsets=offsets,
         user_ids=np.array([f"u{user}" for user in range(len(sequences))], object),
         item_ids=np.array(["", *(f"i{item}" for item in range(1, n_items + 1))], object),
         order="file",
+        split=leave_one_out(offsets),
     )
+
+
+def histories(store):
+    """Raw user id -> raw item ids in order."""
+    return {
+        user: store.item_ids[store.items[a:b]].tolist()
+        for user, a, b in zip(store.user_ids, store.offsets[:-1], store.offsets[1:], strict=True)
+    }
 
 
 def random_sequences(lengths, n_items, seed=0):

@@ -71,7 +71,7 @@ def test_imports_follow_the_flow_of_data(file):
     [
         ("ops/rank.py", "from recblr.data.batch import SequenceBatch"),
         ("ops/rank.py", "from ..data import batch"),
-        ("models/recblr.py", "from recblr.data.sequences import PackedLoader"),
+        ("models/recblr.py", "from recblr.data.loader import PackedLoader"),
         ("models/recblr.py", "from recblr.data import sequences"),
         ("models/recblr.py", "def late():\n    import recblr.training.module"),
         ("report/tables.py", "import recblr.data.batch, json"),

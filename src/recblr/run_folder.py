@@ -37,7 +37,7 @@ _PACKAGES += ("numpy", "numba", "wandb")
 # What cannot change a result: where things are, what is shown, what is only said of the data.
 _NOT_IDENTITY = {
     "": {"paths", "logger", "resume", "test", "overwrite"},
-    "data": {"path", "urls", "source", "expected", "known_order"},
+    "data": {"path", "urls", "sha256", "folder", "card"},
     "trainer": {"accelerator", "devices", "enable_progress_bar", "enable_model_summary"},
     "callbacks": {"record", "bar"},
 }
@@ -182,14 +182,12 @@ def environment(entry: str, overrides: list[str]) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "command": shlex.join(["python", entry, *overrides]),
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in _PACKAGES},
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
     }
@@ -204,14 +202,19 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
+def cores() -> int | None:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Commit of the checkout that this file belongs to, `-dirty` with uncommitted changes."""
     try:
         done = subprocess.run(

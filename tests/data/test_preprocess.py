@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from batches import histories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recblr.data.preprocess import LogFile, apply_repeats, k_core, pack, sort_rows
+from recblr.data.preprocess import apply_repeats, k_core, pack, sort_rows
 from recblr.data.readers import Interactions
-
-HEADER = "user_id,item_id,timestamp\n"
 
 
 def interactions(rows: list[tuple], timed: bool = True) -> Interactions:
@@ -26,18 +23,10 @@ def interactions(rows: list[tuple], timed: bool = True) -> Interactions:
         users.astype(np.int32),
         items.astype(np.int32),
         times,
-        np.asarray(user_ids, dtype=object),
-        np.asarray(item_ids, dtype=object),
+        pa.array(user_ids, pa.string()),
+        pa.array(item_ids, pa.string()),
         "table",
     )
-
-
-def histories(store) -> dict[str, list[str]]:
-    """Raw user id -> raw item ids in order."""
-    return {
-        user: store.item_ids[store.items[a:b]].tolist()
-        for user, a, b in zip(store.user_ids, store.offsets[:-1], store.offsets[1:], strict=True)
-    }
 
 
 logs = st.lists(
@@ -191,88 +180,3 @@ def test_unknown_order_is_refused():
 def test_store_takes_at_most_eight_bytes_per_interaction():
     store = pack(interactions([(u, i, i) for u in range(10) for i in range(20)]), "exact")
     assert store.items.nbytes + store.offsets.nbytes <= 8 * len(store.items)
-
-
-def test_log_file_reads_filters_and_orders(write):
-    path = write(HEADER + "b,y,2\nb,x,1\na,x,1\na,y,2\na,rare,3\n")
-    store = LogFile(name="mine", path=path, min_interactions=2).load()
-    assert histories(store) == {"b": ["x", "y"], "a": ["x", "y"]}
-    assert store.order == "exact"
-
-
-def test_users_with_one_or_two_events_stay_without_a_filter(write):
-    store = LogFile(name="mine", path=write("1 5\n2 5 6\n"), min_interactions=1).load()
-    assert histories(store) == {"1": ["5"], "2": ["5", "6"]}
-
-
-def test_statistics_are_logged_with_each_round(write, caplog):
-    path = write(HEADER + "".join(f"{u},{i},0\n" for u, i in THREE_ROUNDS) + "a,x,1\n")
-    with caplog.at_level(logging.INFO, "recblr"):
-        LogFile(name="mine", path=path, min_interactions=2, repeats="last").load()
-    for part in (
-        "mine: 9 / 4 / 3 rows / users / items",
-        "mine: 1 repeats dropped",
-        "after each of 3 rounds: 7 / 4 / 2; 6 / 3 / 2; 6 / 3 / 2",
-        "3 users, 2 items, 6 interactions (length: average 2.0, median 2, longest 2), order exact",
-    ):
-        assert part in caplog.text
-
-
-def test_counts_other_than_expected_are_a_warning(write, caplog):
-    path, expected = write("1 5 6\n2 5 6\n"), {"users": 2, "items": 2, "interactions": 4}
-    LogFile(name="mine", path=path, min_interactions=2, expected=expected).load()
-    assert not [r for r in caplog.records if "expected" in r.message]
-    LogFile(name="mine", path=path, min_interactions=2, expected={**expected, "users": 3}).load()
-    assert "mine: 2 users, expected 3" in caplog.text
-
-
-def test_path_that_is_not_set_names_the_source():
-    with pytest.raises(ValueError) as error:
-        LogFile(name="ml-100k", source="https://grouplens.org").load()
-    text = str(error.value)
-    assert text.startswith("data.path is not set: ml-100k")
-    assert text.endswith("get it from https://grouplens.org, then data.path=FILE")
-
-
-def test_repeats_that_empty_the_log_are_an_error_with_counts(write):
-    path = write(HEADER + "a,x,1\na,x,2\n")
-    assert len(LogFile(name="mine", path=path, min_interactions=2).load().items) == 2
-    with pytest.raises(ValueError, match=r"nothing is left .rows / users / items after each round"):
-        LogFile(name="mine", path=path, min_interactions=2, repeats="last").load()
-
-
-@pytest.mark.parametrize("order", ["exact", "recbole_float32", "item_id"])
-def test_sequence_files_refuse_an_order_by_time(write, order):
-    path = write("1 5 6\n")
-    with pytest.raises(ValueError, match=f"data.order={order}: .* is a sequence file"):
-        LogFile(name="mine", path=path, min_interactions=1, order=order).load()
-
-
-def test_sequence_files_keep_their_order_or_shuffle_it(write):
-    path = write("1 " + " ".join(map(str, range(30, 0, -1))) + "\n")
-    plain = LogFile(name="mine", path=path, min_interactions=1).load()
-    mixed = LogFile(name="mine", path=path, min_interactions=1, order="shuffled").load(seed=3)
-    assert plain.order == "file" and mixed.order == "shuffled"
-    assert histories(plain)["1"] == [str(i) for i in range(30, 0, -1)]
-    assert histories(mixed)["1"] != histories(plain)["1"]
-
-
-def test_known_file_has_its_orders_name_and_stays_in_file_order(write):
-    path = write("1 9 5 7\n")
-    with open(path, "rb") as file:
-        known = {hashlib.md5(file.read()).hexdigest(): "item_id"}
-    for order in ("auto", "item_id"):
-        store = LogFile(
-            name="mine", path=path, min_interactions=1, order=order, known_order=known
-        ).load()
-        assert store.order == "item_id" and histories(store) == {"1": ["9", "5", "7"]}
-    other = {"0" * 32: "item_id"}
-    store = LogFile(name="mine", path=path, min_interactions=1, known_order=other).load()
-    assert store.order == "file"
-
-
-def test_same_file_gives_the_same_store(write):
-    path = write(HEADER + "".join(f"{u},{i},{(u * i) % 7}\n" for u in range(9) for i in range(9)))
-    one, two = (LogFile(name="mine", path=path).load() for _ in range(2))
-    assert one.items.tolist() == two.items.tolist()
-    assert one.item_ids.tolist() == two.item_ids.tolist()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
+import zipfile
 
 import pandas as pd
 import pytest
@@ -56,8 +58,9 @@ def test_missing_file(tmp_path):
         read_log(path)
 
 
-def test_folder_instead_of_file(tmp_path):
-    with pytest.raises(ValueError, match=r"data.path='.*': is a folder"):
+def test_empty_folder(tmp_path):
+    (tmp_path / "_SUCCESS").touch()
+    with pytest.raises(ValueError, match=r"data.path='.*': the folder has no files"):
         read_log(tmp_path)
 
 
@@ -94,9 +97,41 @@ def test_damaged_gz(write):
         read_log(write(bytes(whole)))
 
 
-def test_zip_archive_is_named(write):
-    with pytest.raises(ValueError, match=r"is a zip archive. Unpack it"):
-        read_log(write(b"PK\x03\x04rest"))
+def zipped(members: dict[str, str]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return file.getvalue()
+
+
+def test_zip_with_several_files_lists_them(write):
+    path = write(zipped({"ml/": "", "ml/ratings.csv": HEADER, "ml/README": "x"}))
+    with pytest.raises(ValueError, match=r"several files .found: ml/ratings.csv, ml/README.. Set"):
+        read_log(path)
+    with pytest.raises(ValueError, match=r"no file 'ratings.csv' in the archive"):
+        read_log(path, member="ratings.csv")
+
+
+def test_zip_slip_writes_nothing(write, tmp_path):
+    path = write(zipped({"../../evil.csv": HEADER + "a,x,1\n"}), "logs.zip")
+    before = sorted(tmp_path.parent.rglob("*"))
+    assert len(read_log(path)) == 1
+    assert sorted(tmp_path.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("cut", [slice(None, -30), slice(None, 60)])
+def test_truncated_zip(write, cut):
+    text = HEADER + "".join(f"u{i},x{i},{i}\n" for i in range(500))
+    with pytest.raises(ValueError, match=r"data.path='.*the zip file is damaged or cut short"):
+        read_log(write(zipped({"log.csv": text})[cut]))
+
+
+def test_damaged_zip(write):
+    whole = bytearray(zipped({"log.csv": HEADER + "a,x,1\n" * 500}))
+    whole[60] ^= 255
+    with pytest.raises(ValueError, match=r"the zip file is damaged or cut short"):
+        read_log(write(bytes(whole)))
 
 
 def test_broken_parquet(write):
@@ -165,8 +200,8 @@ def test_quote_that_is_never_closed_does_not_swallow_rows(write):
 
 
 def test_html_page_is_refused(write):
-    with pytest.raises(ValueError, match=r"no column 'user_id' .found: <!DOCTYPE"):
-        read_log(write("<!DOCTYPE html>\n<html></html>\n"))
+    with pytest.raises(ValueError, match=r"data.path='.*': is a web page, not a log"):
+        read_log(write("\n<!DOCTYPE html>\n<html></html>\n"))
 
 
 def test_home_directory_is_expanded(write, monkeypatch):

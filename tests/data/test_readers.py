@@ -18,7 +18,9 @@ HEADER = "user_id,item_id,timestamp\n"
 def rows(log: Interactions) -> list[tuple]:
     """(raw user, raw item, time) per row."""
     times = [None] * len(log) if log.times is None else log.times.tolist()
-    return list(zip(log.user_ids[log.users], log.item_ids[log.items], times, strict=True))
+    users, items = log.user_ids.to_pylist(), log.item_ids.to_pylist()
+    raw = ((users[user], items[item]) for user, item in zip(log.users, log.items, strict=True))
+    return [(*ids, time) for ids, time in zip(raw, times, strict=True)]
 
 
 def read_rows(path: str, **kwargs) -> list[tuple]:
@@ -28,7 +30,7 @@ def read_rows(path: str, **kwargs) -> list[tuple]:
 def test_table_with_header_gives_codes_by_first_appearance(write):
     log = read_log(write(HEADER + "b,y,5\na,x,3\nb,x,4\n"))
     assert log.users.tolist() == [0, 1, 0] and log.items.tolist() == [0, 1, 1]
-    assert log.user_ids.tolist() == ["b", "a"] and log.item_ids.tolist() == ["y", "x"]
+    assert log.user_ids.to_pylist() == ["b", "a"] and log.item_ids.to_pylist() == ["y", "x"]
     assert log.times.tolist() == [5, 3, 4] and log.format == "table"
     assert log.users.dtype == log.items.dtype == np.int32 and log.times.dtype == np.int64
 
@@ -181,7 +183,7 @@ def test_a_quote_inside_an_unquoted_id_is_literal(write):
 
 def test_leading_zeros_make_different_ids_in_sequences(write):
     log = read_log(write("1 01 1 001\n"))
-    assert log.item_ids.tolist() == ["01", "1", "001"]
+    assert rows(log) == [("1", "01", None), ("1", "1", None), ("1", "001", None)]
 
 
 @pytest.mark.parametrize("content", [HEADER + "a,x,1\nb,y,2\n", "1 2 3\n2 4\n"])

@@ -10,12 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recblr.data.loader import PackedLoader
 from recblr.data.sequences import (
-    PackedLoader,
     Rows,
     evaluation_rows,
-    split_hash,
-    train_stops,
     training_rows,
 )
 
@@ -35,13 +33,13 @@ def targets_of(rows: Rows) -> list[int]:
 
 def expected_targets(store) -> list[int]:
     """All training events but each user's first."""
-    bounds = zip(store.offsets[:-1], train_stops(store), strict=True)
+    bounds = zip(store.offsets[:-1], store.split.train_stops, strict=True)
     return [p for first, stop in bounds for p in range(first + 1, stop)]
 
 
 def test_last_two_events_are_held_out_from_three_events_on(numbered_store):
     store = numbered_store(LENGTHS)
-    assert (train_stops(store) - store.offsets[:-1]).tolist() == [5, 1, 2, 1, 2, 28]
+    assert (store.split.train_stops - store.offsets[:-1]).tolist() == [5, 1, 2, 1, 2, 28]
 
 
 @settings(max_examples=100)
@@ -63,7 +61,9 @@ def test_rows_lie_within_their_user_and_max_length(numbered_store, mode, lengths
     assert (size >= 1).all() and (size <= max_length).all()
     assert (rows.start >= store.offsets[rows.user]).all()
     assert (rows.target_from >= rows.start).all() and (rows.target_from < rows.stop).all()
-    assert (rows.stop < train_stops(store)[rows.user]).all()  # the last target is still training
+    assert (
+        rows.stop < store.split.train_stops[rows.user]
+    ).all()  # the last target is still training
 
 
 @settings(max_examples=100)
@@ -73,7 +73,7 @@ def test_long_users_are_cut_into_full_windows_with_enough_history(
 ):
     store = numbered_store(lengths)
     rows = training_rows(store, max_length, "all_positions")
-    inputs = (train_stops(store) - store.offsets[:-1] - 1)[rows.user]
+    inputs = (store.split.train_stops - store.offsets[:-1] - 1)[rows.user]
     assert ((rows.stop - rows.start) == np.minimum(inputs, max_length)).all()
     later = rows.start > store.offsets[rows.user]
     stride = max(1, max_length // 2)
@@ -249,11 +249,11 @@ def test_no_rows_give_no_batches(numbered_store):
 
 
 def test_split_hash_is_stable_across_machines(make_store):
-    assert split_hash(make_store([[1, 2, 3], [2, 1]])) == STORED_HASH
+    assert make_store([[1, 2, 3], [2, 1]]).split_hash == STORED_HASH
 
 
 def test_split_hash_changes_when_one_item_moves(make_store):
-    base = split_hash(make_store([[1, 2, 3, 4], [2, 1, 3]]))
+    base = make_store([[1, 2, 3, 4], [2, 1, 3]]).split_hash
     changed = [
         [[1, 2, 4, 3], [2, 1, 3]],
         [[2, 1, 3, 4], [2, 1, 3]],
@@ -261,7 +261,7 @@ def test_split_hash_changes_when_one_item_moves(make_store):
         [[1, 2, 3, 4, 2], [1, 3]],
         [[2, 1, 3], [1, 2, 3, 4]],
     ]
-    hashes = {split_hash(make_store(sequences)) for sequences in changed}
+    hashes = {make_store(sequences).split_hash for sequences in changed}
     assert base not in hashes and len(hashes) == len(changed)
 
 
@@ -272,13 +272,13 @@ def test_split_hash_sees_raw_ids_and_their_borders(make_store):
         replace(store, item_ids=np.array(["", "i1i", "2"], dtype=object)),
         replace(store, user_ids=np.array(["u1"], dtype=object)),
     ]
-    assert len({split_hash(s) for s in [store, *renamed]}) == 4
+    assert len({s.split_hash for s in [store, *renamed]}) == 4
 
 
 def test_split_hash_does_not_depend_on_how_rows_are_cut(numbered_store):
     store = numbered_store(LENGTHS)
-    before = split_hash(store)
+    before = store.split_hash
     for max_length in (1, 5, 50):
         rows = training_rows(store, max_length, "all_positions")
         list(load(store, rows, shuffle=(0, 0)))
-    assert split_hash(store) == before == split_hash(replace(store, order="exact"))
+    assert store.split_hash == before == replace(store, order="exact").split_hash

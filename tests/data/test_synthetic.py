@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from recblr.data.loader import PackedLoader
 from recblr.data.sequences import (
-    PackedLoader,
     evaluation_rows,
-    split_hash,
-    train_stops,
     training_rows,
 )
 from recblr.data.synthetic import SyntheticLog
@@ -54,8 +52,8 @@ def test_default_log_is_made_in_two_seconds_and_loses_nothing(default):
 
 
 def test_log_is_fixed_by_its_own_seed():
-    assert split_hash(SMALL.load(seed=1)) == split_hash(SMALL.load(seed=2))
-    assert split_hash(SMALL.load()) != split_hash(replace(SMALL, seed=1).load())
+    assert SMALL.load(seed=1).split_hash == SMALL.load(seed=2).split_hash
+    assert SMALL.load().split_hash != replace(SMALL, seed=1).load().split_hash
 
 
 @pytest.mark.parametrize(
@@ -107,7 +105,7 @@ def test_popularity_and_first_order_markov_stay_far_below_the_ceiling(default):
     best = ndcg(log.ceiling(store).score_block(batch, 0, width).numpy(), targets)
 
     inside = np.zeros(len(store.items), bool)
-    for start, stop in zip(store.offsets[:-1], train_stops(store), strict=True):
+    for start, stop in zip(store.offsets[:-1], store.split.train_stops, strict=True):
         inside[start:stop] = True
     popular = np.bincount(store.items[inside], minlength=width).astype(float)
     moves = np.zeros((width, width))

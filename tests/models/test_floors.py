@@ -6,7 +6,6 @@ import torch
 from batches import batch_of, random_sequences, store_of
 
 from recblr.data.datamodule import SequenceDataModule
-from recblr.data.sequences import train_stops
 from recblr.models.base import Floor, SequentialModel, block_scorer
 from recblr.models.markov import Markov
 from recblr.models.popularity import Popularity
@@ -22,7 +21,7 @@ V = 6
 def fitted(floor, sequences=USERS, n_items=V):
     store = store_of(sequences, n_items)
     model = floor(n_items)
-    model.fit(store.items, store.offsets[:-1], train_stops(store))
+    model.fit(store.items, store.offsets[:-1], store.split.train_stops)
     return model
 
 
@@ -83,7 +82,7 @@ def test_the_last_training_event_counts(floor):
 def test_fitting_again_starts_from_nothing(floor):
     model = fitted(floor, [[6, 6, 6, 6, 1, 1]])
     store = store_of(USERS, V)
-    model.fit(store.items, store.offsets[:-1], train_stops(store))
+    model.fit(store.items, store.offsets[:-1], store.split.train_stops)
     histories = [[item] for item in range(1, V + 1)]
     assert torch.equal(scores(model, histories), scores(fitted(floor), histories))
 

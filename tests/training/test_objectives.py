@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from batches import batch_of, random_sequences, scramble, store_of
 
-from recblr.data.sequences import PackedLoader, training_rows
+from recblr.data.loader import PackedLoader
+from recblr.data.sequences import training_rows
 from recblr.models.recblr import RecBLR
 from recblr.training.objectives import CrossEntropy
 

@@ -8,19 +8,12 @@ from typing import Literal, Protocol
 import lightning as L
 import numpy as np
 
-from recblr.data.sequences import (
-    PackedLoader,
-    Rows,
-    SequenceStore,
-    evaluation_rows,
-    split_hash,
-    train_stops,
-    training_rows,
-)
+from recblr.data.loader import PackedLoader
+from recblr.data.sequences import Rows, SequenceStore, evaluation_rows, training_rows
 
 log = logging.getLogger(__name__)
 
-Split = Literal["val", "test"]
+Part = Literal["val", "test"]
 TargetMode = Literal["all_positions", "prefix"]
 
 
@@ -63,16 +56,20 @@ class SequenceDataModule(L.LightningDataModule):
         self.mask_history, self.eval_users = mask_history, eval_users
 
     def load(self) -> None:
-        """Read, filter, order and split the log; sets `store` and `split_hash`."""
+        """Read, filter, order and split the log, or its cache; sets `store` and `split_hash`."""
         self.store = self.log.load(self.seed)
-        self.split_hash = split_hash(self.store)
+        self.split_hash = self.store.split_hash
         self.rows = training_rows(self.store, self.max_length, self.target_mode)
-        if not (self.store.lengths >= 3).any():
-            raise ValueError(f"data={self.log.name}: no user has 3 events: nobody to evaluate")
+        for part in ("val", "test"):
+            if (self.store.split.targets(part) < 0).all():
+                needs = "3 events" if self.store.split.name == "leave_one_out" else "events there"
+                raise ValueError(
+                    f"data={self.log.name}: no user has {needs}: nobody to evaluate on {part}"
+                )
         if not len(self.rows):
             raise ValueError(
                 f"data={self.log.name}: nothing to train: a target needs an event before it, and "
-                "of 3 events or more the last two are for validation and test"
+                "leave_one_out keeps the last two of 3 events or more, temporal all after the cut"
             )
         targets = int((self.rows.stop - self.rows.target_from).sum())
         log.info(
@@ -80,14 +77,18 @@ class SequenceDataModule(L.LightningDataModule):
             self.log.name,
             f"{targets:,}",
             f"{len(self.rows):,}",
-            f"{(self.store.lengths >= 3).sum():,}",
+            f"{(self.store.split.test >= 0).sum():,}",
             self.split_hash[:12],
         )
 
     def training_part(self) -> dict:
         """Arguments of a floor's `fit`: no event later than a user's training part."""
-        offsets = self.store.offsets
-        return {"items": self.store.items, "starts": offsets[:-1], "stops": train_stops(self.store)}
+        store = self.store
+        return {
+            "items": store.items,
+            "starts": store.offsets[:-1],
+            "stops": store.split.train_stops,
+        }
 
     def train_dataloader(self) -> PackedLoader:
         """This epoch's batches. `reload_dataloaders_every_n_epochs=1` asks anew each epoch."""
@@ -103,8 +104,8 @@ class SequenceDataModule(L.LightningDataModule):
     def val_dataloader(self) -> PackedLoader:
         return self.evaluation_loader("val")
 
-    def evaluation_loader(self, split: Split) -> PackedLoader:
-        """One row and one target per user with three events or more."""
+    def evaluation_loader(self, split: Part) -> PackedLoader:
+        """One row and one target per user who has one."""
         rows = evaluation_rows(self.store, split, self.max_length)
         if self.eval_users is not None and self.eval_users < len(rows):
             chosen = np.random.default_rng(self.seed).choice(len(rows), self.eval_users, False)

@@ -7,24 +7,21 @@ seconds (a data frame's group-by takes ten times that).
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from recblr.data.readers import DEFAULT_COLUMNS, Format, Interactions, read_log
-from recblr.data.sequences import SequenceStore
+from recblr.data.readers import Interactions
+from recblr.data.sequences import SequenceStore, Split, leave_one_out, temporal
 
 Order = Literal["auto", "exact", "recbole_float32", "item_id", "shuffled"]
 Repeats = Literal["keep", "first", "last"]
-
-logger = logging.getLogger(__name__)
+SplitName = Literal["leave_one_out", "temporal"]
 
 
 class Round(NamedTuple):
@@ -36,6 +33,15 @@ class Round(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.rows:,} / {self.users:,} / {self.items:,}"
+
+
+def sample_users(log: Interactions, n_users: int, seed: int = 0) -> Interactions:
+    """All rows of `n_users` users, drawn from the sorted raw ids; all if there are no more."""
+    ids = np.asarray(log.user_ids.to_numpy(zero_copy_only=False), object)
+    if n_users >= len(ids):
+        return log
+    chosen = np.argsort(ids)[np.random.default_rng(seed).choice(len(ids), n_users, False)]
+    return log.take(np.isin(log.users, chosen))
 
 
 def apply_repeats(log: Interactions, policy: Repeats) -> Interactions:
@@ -59,28 +65,33 @@ def k_core(users: np.ndarray, items: np.ndarray, k: int) -> tuple[np.ndarray, li
     changes nothing. k <= 1 filters nothing, in no rounds. Raises ValueError if nothing is left.
     """
     mask = np.ones(len(users), bool)
-    alive = np.arange(len(users))
+    alive = np.arange(len(users), dtype=np.int32 if len(users) < 2**31 else np.int64)
     rounds: list[Round] = []
-    of_user, of_item = np.bincount(users), np.bincount(items)
+    counts = [np.bincount(users), np.bincount(items)]
     while k > 1:
-        keep = (of_user[users] >= k) & (of_item[items] >= k)
-        of_user -= np.bincount(users[~keep], minlength=len(of_user))
-        of_item -= np.bincount(items[~keep], minlength=len(of_item))
-        mask[alive[~keep]] = False
-        alive, users, items = alive[keep], users[keep], items[keep]
-        left = (int(np.count_nonzero(counts)) for counts in (of_user, of_item))
-        rounds.append(Round(len(alive), *left))
-        if not len(alive):
+        enough = [count >= k for count in counts]  # bool: small enough for the processor's cache
+        keep = enough[0][users] & enough[1][items]
+        gone, n_left = ~keep, int(np.count_nonzero(keep))
+        dropped, left = (users[gone], items[gone]), (users[keep], items[keep])
+        for i in (0, 1):  # count whichever is the smaller part
+            if n_left < len(keep) - n_left:
+                counts[i] = np.bincount(left[i], minlength=len(counts[i]))
+            else:
+                counts[i] -= np.bincount(dropped[i], minlength=len(counts[i]))
+        mask[alive[gone]] = False
+        alive, (users, items) = alive[keep], left
+        rounds.append(Round(n_left, *(int(np.count_nonzero(count)) for count in counts)))
+        if not n_left:
             raise ValueError(
                 f"data.min_interactions={k}: nothing is left (rows / users / items after each "
-                f"round: {_steps(rounds)}). Lower data.min_interactions or see data.repeats."
+                f"round: {steps(rounds)}). Lower data.min_interactions or see data.repeats."
             )
-        if keep.all():
+        if n_left == len(keep):
             break
     return mask, rounds
 
 
-def _steps(rounds: Sequence[Round]) -> str:
+def steps(rounds: Sequence[Round]) -> str:
     return "; ".join(map(str, rounds))
 
 
@@ -99,7 +110,7 @@ def sort_rows(log: Interactions, order: str, seed: int = 0) -> np.ndarray:
         if order not in ("exact", "recbole_float32", "item_id"):
             raise ValueError(f"data.order={order}: unknown order")
         if order == "item_id":
-            rows = _stable(rows, _rank(log.item_ids)[log.items])
+            rows = _stable(rows, _rank(log.item_ids.to_pylist())[log.items])
         times = log.times.astype(np.float32) if order == "recbole_float32" else log.times
         rows = _stable(rows, times)
     return _stable(rows, log.users)
@@ -110,7 +121,7 @@ def _stable(rows: np.ndarray, key: np.ndarray) -> np.ndarray:
     return rows[np.argsort(key[rows], kind="stable")]
 
 
-def _rank(ids: np.ndarray) -> np.ndarray:
+def _rank(ids: list[str]) -> np.ndarray:
     """(V,) int64 place of each raw id in numeric order if all are integers, else in text order."""
     numeric = all(re.fullmatch(r"-?[0-9]+", text) for text in ids)
     by_id = sorted(range(len(ids)), key=lambda i: (int(ids[i]) if numeric else 0, ids[i]))
@@ -119,126 +130,55 @@ def _rank(ids: np.ndarray) -> np.ndarray:
     return rank
 
 
-def pack(log: Interactions, order: str, seed: int = 0) -> SequenceStore:
-    """Filtered rows -> store. Users from 0, items from 1, by first appearance in file order."""
+def pack(
+    log: Interactions,
+    order: str,
+    seed: int = 0,
+    split: SplitName = "leave_one_out",
+    cut: tuple[float, float] = (0.8, 0.9),
+) -> SequenceStore:
+    """Filtered rows -> store. Users from 0, items from 1, by first appearance in file order.
+
+    Raises ValueError for a temporal split of a log that is not in the order of its times.
+    """
     users, kept_users = pd.factorize(log.users)
     items, kept_items = pd.factorize(log.items)
     numbered = replace(
         log,
         users=users.astype(np.int32),
         items=items.astype(np.int32),
-        user_ids=log.user_ids[kept_users],
-        item_ids=log.item_ids[kept_items],
+        user_ids=log.user_ids.take(pa.array(kept_users)),
+        item_ids=log.item_ids.take(pa.array(kept_items)),
     )
     rows = sort_rows(numbered, order, seed)
+    offsets = np.append(0, np.cumsum(np.bincount(users))).astype(np.int64)
     return SequenceStore(
         items=numbered.items[rows] + np.int32(1),
-        offsets=np.append(0, np.cumsum(np.bincount(users))).astype(np.int64),
-        user_ids=numbered.user_ids,
-        item_ids=np.append(np.array([""], dtype=object), numbered.item_ids),
+        offsets=offsets,
+        user_ids=_objects(numbered.user_ids),
+        item_ids=np.append(np.array([""], dtype=object), _objects(numbered.item_ids)),
         order=order,
+        split=_split(split, offsets, log.times, rows, order, cut),
     )
 
 
-def log_counts(
-    name: str, start: Round, repeats: int, rounds: Sequence[Round], store: SequenceStore
-) -> None:
-    """One line per step: what came in, what each step left, what the store holds."""
-    logger.info("%s: %s rows / users / items", name, start)
-    if repeats:
-        logger.info("%s: %s repeats dropped", name, f"{repeats:,}")
-    if len(rounds) == 1:  # the round that changes nothing
-        logger.info("%s: k-core: nothing to drop", name)
-    elif rounds:
-        logger.info("%s: k-core, after each of %d rounds: %s", name, len(rounds), _steps(rounds))
-    lengths = store.lengths
-    logger.info(
-        "%s: %s users, %s items, %s interactions (length: average %.1f, median %.0f, longest %d), "
-        "order %s",
-        name,
-        f"{store.n_users:,}",
-        f"{store.n_items:,}",
-        f"{len(store.items):,}",
-        lengths.mean(),
-        np.median(lengths),
-        lengths.max(),
-        store.order,
-    )
-
-
-@dataclass(frozen=True)
-class LogFile:
-    """One log and its recipe: what `conf/data/<name>.yaml` instantiates.
-
-    path: the file; None = not set. format, raw_format, columns: see `readers.read_log`.
-    order: `auto` = exact if the log has times, else the file's. Files without times take only
-        `auto` and `shuffled`.
-    repeats: rows of a (user, item) pair to keep: all, the first or the last.
-    min_interactions: k of the iterative k-core over users and items; 0 or 1 = no filter.
-    expected: {users, items, interactions} after filtering; a difference is logged as a warning.
-    known_order: md5 of a sequence file -> name of the order it was written in.
-    source: where to get the file.
-    """
-
-    name: str
-    path: str | None = None
-    format: Literal["auto", "sequences", "inter", "table"] = "auto"
-    raw_format: Format = "table"
-    columns: dict[str, str | int] = field(default_factory=lambda: dict(DEFAULT_COLUMNS))
-    order: Order = "auto"
-    repeats: Repeats = "keep"
-    min_interactions: int = 5
-    expected: dict[str, int] | None = None
-    known_order: dict[str, str] | None = None
-    source: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.min_interactions < 0:
-            raise ValueError(f"data.min_interactions={self.min_interactions}: must be 0 or more")
-
-    def load(self, seed: int = 0) -> SequenceStore:
-        """Read, filter, order, pack; logs the counts of each step. seed: for order=shuffled.
-
-        Raises ValueError for a path that is not set, a bad file or recipe, and an empty result.
-        """
-        if self.path is None:
-            where = f"get it from {self.source}, then " if self.source else ""
-            raise ValueError(
-                f"data.path is not set: {self.name} is not downloaded for you; "
-                f"{where}data.path=FILE"
-            )
-        raw = read_log(self.path, self.format, self.columns, self.raw_format)
-        order = self._resolve_order(raw)
-        distinct = apply_repeats(raw, self.repeats)
-        mask, rounds = k_core(distinct.users, distinct.items, self.min_interactions)
-        store = pack(distinct.take(mask), order, seed)
-        start = Round(len(raw), len(raw.user_ids), len(raw.item_ids))
-        log_counts(self.name, start, len(raw) - len(distinct), rounds, store)
-        self._compare(store)
-        return store
-
-    def _resolve_order(self, raw: Interactions) -> str:
-        if raw.times is not None:
-            return "exact" if self.order == "auto" else self.order
-        own = "file"
-        if self.known_order:
-            md5 = hashlib.md5(Path(str(self.path)).expanduser().read_bytes()).hexdigest()
-            own = self.known_order.get(md5, own)
-            if own != "file":
-                logger.info("%s: a known file, by time with ties by %s", self.name, own)
-        if self.order in ("auto", own):
-            return own
-        if self.order == "shuffled":
-            return "shuffled"
+def _split(
+    name: SplitName,
+    offsets: np.ndarray,
+    times: np.ndarray | None,
+    rows: np.ndarray,
+    order: str,
+    cut: tuple[float, float],
+) -> Split:
+    if name == "leave_one_out":
+        return leave_one_out(offsets)
+    if times is None or order not in ("exact", "item_id"):
         raise ValueError(
-            f"data.order={self.order}: data.path='{self.path}' is a sequence file in the order "
-            f"'{own}', it has no times to sort by. Use data.order=auto or shuffled"
+            f"data.split=temporal: needs times and data.order=exact or item_id, the order is "
+            f"'{order}'"
         )
+    return temporal(offsets, times[rows], cut)
 
-    def _compare(self, store: SequenceStore) -> None:
-        found = {"users": store.n_users, "items": store.n_items, "interactions": len(store.items)}
-        if self.expected and found == dict(self.expected):
-            logger.info("%s: the counts are the expected ones", self.name)
-        for what, count in (self.expected or {}).items():
-            if found[what] != count:
-                logger.warning("%s: %d %s, expected %d", self.name, found[what], what, count)
+
+def _objects(ids: pa.StringArray) -> np.ndarray:
+    return np.asarray(ids.to_numpy(zero_copy_only=False), object)

@@ -1,38 +1,58 @@
-"""Raw file -> `Interactions`. Ids are strings, exactly as the file has them.
-
-Tables are parsed by Arrow's CSV reader: it is strict about the number of fields in every row and
-reads ids as text from the start, so `0001` and `NA` stay what they are. pandas' own readers pad
-short rows in silence, and `engine="pyarrow"` infers types before it applies `dtype=str`.
-"""
+"""Raw log -> `Interactions`: finds the format, reads it, refuses or drops unreadable rows."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import gzip
-import io
-import itertools
 import logging
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
+from recblr.data.sources import HEAD, Source, find_sources
+from recblr.data.steam import read_steam
+from recblr.data.tables import (
+    DEFAULT_COLUMNS,
+    IDS,
+    MORE,
+    ColumnNames,
+    RawRows,
+    first_line,
+    not_utf8,
+    read_delimited,
+    read_json_lines,
+    read_parquet,
+    read_tokens,
+)
 from recblr.data.times import TIME_FORMS, parse_times
+from recblr.data.xlong import read_xlong
 
-Format = Literal["sequences", "inter", "table"]
+Format = Literal[
+    "sequences",
+    "inter",
+    "table",
+    "movielens",
+    "gowalla",
+    "steam",
+    "steam-recbole",
+    "amazon",
+    "xlong",
+]
+AnyFormat = Literal["auto", Format]
 
-DEFAULT_COLUMNS = {"user": "user_id", "item": "item_id", "time": "timestamp"}
-SEPARATORS = "\t,;|"
+# Tables whose columns the format fixes.
+_BY_POSITION: dict[str, ColumnNames] = {
+    "movielens": {"user": 0, "item": 1, "time": 3},
+    "gowalla": {"user": 0, "item": 4, "time": 1},
+    "amazon": {"user": 0, "item": 1, "time": 3},
+}
+_MOVIELENS_NAMES = {"user": "userId", "item": "movieId", "time": "timestamp"}
+_AMAZON_NAMES = {"user": "reviewerID", "item": "asin", "time": "unixReviewTime"}
+SHOWN = 3  # unreadable rows that a message names
 
 logger = logging.getLogger(__name__)
 
@@ -41,19 +61,21 @@ logger = logging.getLogger(__name__)
 class Interactions:
     """N rows of a log, in file order.
 
-    users, items (N,) int32: codes, numbered by first appearance in the file.
+    users, items (N,) int32: codes, in no order that means anything.
     times (N,) int64 or float64, seconds for dates, the file's own unit for numbers; None for
         sequence files, whose rows are chronological per user.
-    user_ids (U,), item_ids (V,) object arrays of str: code -> raw id.
+    user_ids (U,), item_ids (V,) Arrow strings: code -> raw id; each occurs.
     format: the format that was read, never "auto".
+    unreadable: rows of the file that were left out.
     """
 
     users: np.ndarray
     items: np.ndarray
     times: np.ndarray | None
-    user_ids: np.ndarray
-    item_ids: np.ndarray
+    user_ids: pa.StringArray
+    item_ids: pa.StringArray
     format: Format
+    unreadable: int = 0
 
     def __len__(self) -> int:
         return len(self.users)
@@ -66,68 +88,95 @@ class Interactions:
 
 def read_log(
     path: str | Path,
-    format: Literal["auto", "sequences", "inter", "table"] = "auto",
+    format: AnyFormat = "auto",
     columns: Mapping[str, str | int] = DEFAULT_COLUMNS,
     raw_format: Format = "table",
+    *,
+    member: str | None = None,
+    separator: str | None = None,
+    max_bad_rows: int = 0,
 ) -> Interactions:
-    """Read one file, plain or gz (recognised by content), UTF-8 with or without BOM, or Parquet.
+    """Read a file, a folder of files or a zip archive; text is UTF-8, plain or gz.
 
     format: `sequences` = `user item item ...` per line; `inter` = RecBole's atomic file, with a
-        typed header; `table` = delimited text or Parquet; `auto` looks at the content and takes
-        `raw_format` where it is neither of the first two.
+        typed header; `table` = delimited text, JSON lines or Parquet; the others are raw formats of
+        the catalog; `auto` looks at the content and takes `raw_format` where it is neither of the
+        first two nor Parquet.
     columns: `user`, `item`, `time` -> a column's name, or its position (from 0) in a file without
-        a header. `inter` fields are named without their type; positions mean its usual names.
+        a header. `inter` fields are named without their type; positions mean its usual names. Raw
+        formats have their own columns.
+    member: which file of a zip archive. separator: one character; None = found from the first line.
+    max_bad_rows: unreadable rows that are left out and reported; one more is an error.
 
     Raises FileNotFoundError or ValueError, one line that names `data.path`, what was found, where
     (1-based line of the file) and the way out.
     """
-    path = Path(path).expanduser()
-    data = _read_bytes(path)
-    parquet = path.suffix == ".parquet" or data[:4] == b"PAR1"
+    sources = find_sources(path, member)
+    columns = {**DEFAULT_COLUMNS, **columns}
+    formats = {_find_format(source, format, raw_format) for source in sources}
+    if len(formats) > 1:
+        raise ValueError(f"data.path='{path}': files of several formats: {', '.join(formats)}")
+    found: Format = next(iter(formats))
     if format == "auto":
-        format = "table" if parquet else _detect(data, raw_format)
-        logger.info("%s: format=auto -> %s", path.name, format)
-    if parquet:
-        return _read_parquet(path, data, {**DEFAULT_COLUMNS, **columns})
-    if format == "sequences":
-        return _read_sequences(path, data)
-    return _read_delimited(path, data, format, {**DEFAULT_COLUMNS, **columns})
+        logger.info("%s: format=auto -> %s", Path(path).name, found)
+    if separator is not None:
+        separator = separator.replace("\\t", "\t")
+        if separator != "::" and (len(separator) != 1 or not separator.isascii()):
+            raise ValueError(f"data.separator={separator!r}: expected one ASCII character")
+    if found not in ("inter", "table", "sequences") and columns != DEFAULT_COLUMNS:
+        raise ValueError(
+            f"data.columns={columns}: data.format={found} has its own columns; for others set "
+            "data.format=table"
+        )
+    if found == "xlong":
+        parts = [(sources[0], read_xlong(sources))]
+    else:
+        parts = [
+            (source, _read(source, found, columns, separator, max_bad_rows)) for source in sources
+        ]
+    return _combine(parts, found, max_bad_rows)
 
 
-def _read_bytes(path: Path) -> bytes:
-    if not path.exists():
-        raise FileNotFoundError(f"data.path='{path}': no such file")
-    if path.is_dir():
-        raise ValueError(f"data.path='{path}': is a folder, a file is needed")
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(
-                f"data.path='{path}': the gz file is damaged or cut short ({error}). Get it again."
-            ) from None
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if data[:4] == b"PK\x03\x04":
-        raise ValueError(f"data.path='{path}': is a zip archive. Unpack it and name a file in it")
-    if not data.strip():
-        raise ValueError(f"data.path='{path}': the file is empty")
-    return data
-
-
-def _first_line(data: bytes) -> str:
-    return re.split(rb"[\r\n]", data, maxsplit=1)[0].decode(errors="replace")
-
-
-def _detect(data: bytes, raw_format: Format) -> Format:
-    if re.search(r"^[^\t]+:\w+(\t[^\t]+:\w+)+$", _first_line(data)):
+def _find_format(source: Source, format: AnyFormat, raw_format: Format) -> Format:
+    head = source.read(HEAD)
+    if not head.strip():
+        raise ValueError(f"{source}: the file is empty")
+    if re.match(rb"\s*(<!doctype html|<html)", head, re.IGNORECASE):
+        raise ValueError(f"{source}: is a web page, not a log. Get the file again")
+    if format != "auto":
+        return format
+    if head[:4] == b"PAR1" or source.path.suffix == ".parquet":
+        return "table"
+    if re.search(r"^[^\t]+:\w+(\t[^\t]+:\w+)+$", first_line(head)):
         return "inter"
-    return raw_format if data.translate(None, b"0123456789 \r\n") else "sequences"
+    return raw_format if head.translate(None, b"0123456789 \r\n") else "sequences"
 
 
-def _read_sequences(path: Path, data: bytes) -> Interactions:
+def _read(
+    source: Source, format: Format, columns: ColumnNames, separator: str | None, allowed: int
+) -> RawRows:
+    if format == "sequences":
+        return _read_sequences(source)
+    if format in ("steam", "steam-recbole"):
+        return _read_steam(source, format == "steam-recbole", allowed)
+    if format == "inter":
+        return read_delimited(source, columns, "\t", allowed, typed=True)
+    head = source.read(HEAD)
+    first = first_line(head)
+    if head[:4] == b"PAR1" or source.path.suffix == ".parquet":
+        return read_parquet(source, columns)
+    if first.lstrip().startswith("{"):
+        return read_json_lines(source, _AMAZON_NAMES if format == "amazon" else columns, allowed)
+    if format in _BY_POSITION:
+        columns = _BY_POSITION[format]
+        if format == "movielens" and first.startswith("userId,"):
+            columns = _MOVIELENS_NAMES
+    return read_delimited(source, columns, separator, allowed)
+
+
+def _read_sequences(source: Source) -> RawRows:
     """Lines `user item item ...`; the lines of one user are joined in file order."""
-    data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").rstrip(b"\n")
+    data = source.read().replace(b"\r\n", b"\n").replace(b"\r", b"\n").rstrip(b"\n")
     raw = np.frombuffer(data + b"\n", np.uint8)
     ends = np.flatnonzero((raw == ord(" ")) | (raw == ord("\n")))  # (tokens,): after each token
     ends_line = raw[ends] == ord("\n")
@@ -136,186 +185,134 @@ def _read_sequences(path: Path, data: bytes) -> Interactions:
     if faulty.any():
         line = ends_line[: faulty.argmax()].sum() + 1
         raise ValueError(
-            f"data.path='{path}': line {line}: expected 'user item item ...' with one space "
-            "between, no space at the ends and at least one item"
+            f"{source}: line {line}: expected 'user item item ...' with one space between, no "
+            "space at the ends and at least one item"
         )
     try:
-        tokens = _parse_csv(data.replace(b" ", b"\n"), "\x1f", 1, [0], quoted=False)[0]
+        tokens = read_tokens(data.replace(b" ", b"\n"))
     except pa.ArrowInvalid as error:
-        raise ValueError(f"data.path='{path}': {_not_utf8(data) or error}") from None
-    line_users, user_ids = _factorize(tokens.filter(pa.array(starts_line)))
-    items, item_ids = _factorize(tokens.filter(pa.array(~starts_line)))
+        raise ValueError(f"{source}: {not_utf8(source) or error}") from None
     per_line = np.diff(np.append(np.flatnonzero(starts_line), len(tokens))) - 1
     if len(per_line) > 1 and per_line[0] > 1 and (per_line == per_line[0]).all():
         logger.warning(
             "%s: every line has %d values, read as a user and %d items; "
             "if it is a table with a time column, set data.format=table",
-            path.name,
+            source.name,
             per_line[0] + 1,
             per_line[0],
         )
-    users = np.repeat(line_users, per_line)
-    return Interactions(users, items, None, user_ids, item_ids, "sequences")
+    users = tokens.filter(pa.array(starts_line)).take(np.repeat(np.arange(len(per_line)), per_line))
+    return RawRows(users, tokens.filter(pa.array(~starts_line)), None, [], lambda rows: [])
 
 
-def _read_delimited(
-    path: Path, data: bytes, format: Format, columns: Mapping[str, str | int]
+def _read_steam(source: Source, merge: bool, allowed: int) -> RawRows:
+    with source.open() as stream:
+        rows = read_steam(stream, merge, allowed + MORE)
+    columns = (pa.chunked_array([pa.array(map(_whole, v), pa.string())]) for v in rows[:3])
+    faults = [(f"line {line}", what) for line, what in rows.faults]
+    return RawRows(*columns, faults=faults, places=lambda at: [f"line {rows.line[r]}" for r in at])
+
+
+def _whole(text: str) -> str:
+    """Pairs of surrogates, which Python 2 may have written, as one character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _combine(
+    parts: list[tuple[Source, RawRows]], format: Format, max_bad_rows: int
 ) -> Interactions:
-    """`inter` (typed header, tab, no quoting) and `table` (names or positions, quotes allowed)."""
-    first, quoted = _first_line(data), format == "table"
-    separator = _sniff(first) if quoted else "\t"
-    fields = next(_rows(first, separator, quoted), [""])
-    if format == "inter":
-        fields = [name.rsplit(":", 1)[0] for name in fields]
-        columns = {
-            key: DEFAULT_COLUMNS[key] if isinstance(name, int) else name
-            for key, name in columns.items()
-        }
-    header = not all(isinstance(name, int) for name in columns.values())
-    at = {key: _position(path, key, name, fields, header) for key, name in columns.items()}
-
-    def where(row: int) -> str:
-        rows = _numbered_rows(data, separator, quoted)
-        return f"line {next(itertools.islice(rows, row + header, None))[0]}"
-
-    body = data
-    if header:
-        end = re.search(rb"\r?\n|\r", data)
-        body = data[end.end() :] if end else b""
-        if not body.strip():
-            raise ValueError(f"data.path='{path}': nothing below the header '{first}'")
-    try:
-        table = _parse_csv(body, separator, len(fields), list(at.values()), quoted)
-    except pa.ArrowInvalid as error:
-        fault = _parse_fault(data, separator, quoted, len(fields), error)
-        raise ValueError(f"data.path='{path}': {fault}") from None
-    if quoted and body.count(b'"') % 2 and len(table) < sum(map(bool, body.splitlines())):
-        raise ValueError(f"data.path='{path}': a double quote is opened and never closed")
-    values = {key: table[str(position)] for key, position in at.items()}
-    return _interactions(path, values, format, where)
-
-
-def _read_parquet(path: Path, data: bytes, columns: Mapping[str, str | int]) -> Interactions:
-    try:
-        fields = pq.read_schema(io.BytesIO(data)).names
-        at = {k: _position(path, k, v, fields, True) for k, v in columns.items()}
-        table = pq.read_table(io.BytesIO(data), columns=[fields[p] for p in at.values()])
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"data.path='{path}': not a readable Parquet file ({error})") from None
-    if not len(table):
-        raise ValueError(f"data.path='{path}': the table has no rows")
-    values = {key: table[fields[position]] for key, position in at.items()}
-    return _interactions(path, values, "table", lambda row: f"row {row + 1}")
-
-
-def _sniff(first: str) -> str:
-    """The most frequent separator outside quotes; a space where there is none."""
-    bare = re.sub(r'"[^"]*"', "", first)
-    best = max(SEPARATORS, key=bare.count)
-    return best if best in bare else " "
-
-
-def _position(path: Path, key: str, name: str | int, fields: list[str], header: bool) -> int:
-    """Index of a column that is given by name or, in files without header, by position."""
-    if isinstance(name, int):
-        if 0 <= name < len(fields):
-            return name
-        raise ValueError(
-            f"data.path='{path}': no column {name} (the first line has {len(fields)} fields, "
-            f"counted from 0). Set data.columns.{key}=..."
-        )
-    if fields.count(name) == 1:
-        return fields.index(name)
-    what = "no column" if name not in fields else "more than one column"
-    found = ", ".join(fields)[:200]
-    raise ValueError(
-        f"data.path='{path}': {what} '{name}' (found: {found}). Set data.columns.{key}=... "
-        "(a name, or for a file without header a position from 0)"
+    """Rows of all files, without those that cannot be read."""
+    users, user_ids = _codes([part.user for _, part in parts])
+    items, item_ids = _codes([part.item for _, part in parts])
+    starts = np.cumsum([0, *(len(part.user) for _, part in parts)])
+    times: list[np.ndarray] = []
+    good = np.ones(len(users), bool)
+    faults: list[str] = []
+    n_faults = 0
+    for (source, part), start, stop in zip(parts, starts[:-1], starts[1:]):
+        wrong = {"user": users[start:stop] < 0, "item": items[start:stop] < 0}
+        if part.time is not None:
+            values, wrong["time"] = parse_times(part.time)
+            times.append(values)
+        bad = np.logical_or.reduce(list(wrong.values()))
+        good[start:stop] = ~bad
+        n_faults += len(part.faults) + int(np.count_nonzero(bad))
+        found = [f"{place}: {what}" for place, what in part.faults[:SHOWN]]
+        rows = np.flatnonzero(bad)[: SHOWN - len(found)].tolist()
+        for row, place in zip(rows, part.places(rows) if rows else []):
+            found.append(f"{place}: {_fault(part, wrong, row)}")
+        if found:
+            faults.append(f"{source}: {'; '.join(found)}")
+    if n_faults:
+        what = "; ".join(faults[:SHOWN])
+        more = f" (in all {n_faults:,} unreadable rows)" if n_faults > SHOWN else ""
+        if n_faults > max_bad_rows:
+            raise ValueError(
+                f"{what}{more}. Mend the file, or data.max_bad_rows=N leaves out up to N such rows"
+            )
+        logger.warning("%d unreadable rows left out: %s", n_faults, what)
+    log = Interactions(
+        users,
+        items,
+        np.concatenate(times) if times else None,
+        user_ids,
+        item_ids,
+        format,
+        n_faults,
     )
+    return _only_used(log if good.all() else log.take(good))
 
 
-def _parse_csv(
-    body: bytes, separator: str, width: int, wanted: list[int], quoted: bool
-) -> pa.Table:
-    """The wanted fields as text. Raises ArrowInvalid for a row that has not `width` fields."""
-    names = [str(i) for i in range(width)]
-    return pacsv.read_csv(
-        pa.BufferReader(body),
-        read_options=pacsv.ReadOptions(column_names=names, block_size=1 << 24),
-        parse_options=pacsv.ParseOptions(
-            delimiter=separator,
-            quote_char='"' if quoted else False,
-            newlines_in_values=quoted and b'"' in body,
-        ),
-        convert_options=pacsv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()),
-            include_columns=[names[i] for i in sorted(set(wanted))],
-            strings_can_be_null=False,
-        ),
-    )
-
-
-def _rows(text: str, separator: str, quoted: bool):
-    """A csv.reader."""
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting)
-
-
-def _numbered_rows(data: bytes, separator: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of the rows that are not blank. Slow: for error messages."""
-    rows = _rows(data.decode(errors="replace"), separator, quoted)
-    line = 0
-    for row in rows:
-        if row:
-            yield line + 1, row
-        line = rows.line_num
-
-
-def _parse_fault(data: bytes, separator: str, quoted: bool, width: int, error: Exception) -> str:
-    """What is wrong with a table that Arrow refuses, and in which line."""
-    with contextlib.suppress(csv.Error):
-        for line, row in _numbered_rows(data, separator, quoted):
-            if len(row) != width:
-                return f"line {line}: {len(row)} fields, expected {width} (separator {separator!r})"
-    return _not_utf8(data) or str(error).splitlines()[0]
-
-
-def _not_utf8(data: bytes) -> str | None:
-    try:
-        data.decode()
-    except UnicodeDecodeError as fault:
-        line = data[: fault.start].count(b"\n") + 1
-        return f"line {line}: not UTF-8. Convert the file to UTF-8"
-    return None
-
-
-def _factorize(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Text -> (codes int32 by first appearance, ids as an object array of str)."""
-    codes, ids = pd.factorize(pd.arrays.ArrowExtensionArray(column))
-    return codes.astype(np.int32), np.asarray(ids, dtype=object)
-
-
-def _interactions(
-    path: Path,
-    columns: Mapping[str, pa.ChunkedArray],
-    format: Format,
-    where: Callable[[int], str],
-) -> Interactions:
-    """Columns `user`, `item`, `time` -> codes and times. where: row -> its place, for messages."""
-    coded = {}
+def _fault(part: RawRows, wrong: dict[str, np.ndarray], row: int) -> str:
     for key in ("user", "item"):
-        text = pc.fill_null(pc.cast(columns[key], pa.string()), "")
-        empty = pc.index(text, "").as_py()
-        if empty >= 0:
-            raise ValueError(f"data.path='{path}': {where(empty)}: the {key} id is empty")
-        coded[key] = _factorize(text)
-    times, bad = parse_times(columns["time"])
-    if bad.any():
-        row = int(bad.argmax())
-        hint = " If it is a header, name data.columns.{user,item,time}." if row == 0 else ""
-        raise ValueError(
-            f"data.path='{path}': {where(row)}: time '{columns['time'][row]}' cannot be read "
-            f"(expected {TIME_FORMS}).{hint}"
+        if wrong[key][row]:
+            return f"the {key} id is empty"
+    assert part.time is not None
+    hint = " If it is a header, name data.columns.{user,item,time}." if row == 0 else ""
+    return f"time '{part.time[row]}' cannot be read (expected {TIME_FORMS}).{hint}".rstrip(".")
+
+
+def _codes(columns: list[pa.ChunkedArray]) -> tuple[np.ndarray, pa.StringArray]:
+    """Ids of all files -> codes (N,) int32, -1 for an empty or missing id; code -> id."""
+    chunks = [chunk for column in columns for chunk in _encode(column).chunks]
+    chunks = pa.chunked_array(chunks, IDS).unify_dictionaries().chunks
+    codes = np.empty(sum(map(len, chunks)), np.int32)
+    at = 0
+    for chunk in chunks:
+        codes[at : at + len(chunk)] = pc.fill_null(chunk.indices, -1).to_numpy()
+        at += len(chunk)
+    ids = chunks[0].dictionary if chunks else pa.array([], pa.string())
+    empty = pc.index(ids, "").as_py()
+    if empty >= 0:
+        codes[codes == empty] = -1
+    return codes, ids
+
+
+def _encode(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Any column of plain values -> dictionary-encoded text."""
+    chunks = column.chunks
+    if not pa.types.is_dictionary(column.type) and chunks:
+        # One dictionary for all chunks: unifying a copy in each costs more than the encoding.
+        encoded = column.dictionary_encode().chunks
+        indices = pa.chunked_array([chunk.indices for chunk in encoded]).combine_chunks()
+        chunks = [pa.DictionaryArray.from_arrays(indices, encoded[0].dictionary)]
+    as_text = [
+        pa.DictionaryArray.from_arrays(
+            chunk.indices.cast(pa.int32()), chunk.dictionary.cast(pa.string())
         )
-    (users, user_ids), (items, item_ids) = coded["user"], coded["item"]
-    return Interactions(users, items, times, user_ids, item_ids, format)
+        for chunk in chunks
+    ]
+    return pa.chunked_array(as_text, IDS)
+
+
+def _only_used(log: Interactions) -> Interactions:
+    """Without ids that no row has: those of rows left out, or unused categories."""
+    for key in ("user", "item"):
+        codes, ids = getattr(log, f"{key}s"), getattr(log, f"{key}_ids")
+        used = np.zeros(len(ids), bool)
+        used[codes] = True
+        if not used.all():
+            renumber = np.cumsum(used, dtype=np.int32) - np.int32(1)
+            changed = {f"{key}s": renumber[codes], f"{key}_ids": ids.filter(pa.array(used))}
+            log = replace(log, **changed)
+    return log

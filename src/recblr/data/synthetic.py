@@ -13,16 +13,21 @@ A popularity floor sees the last cause, a first-order Markov chain also the firs
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from recblr.data.batch import SequenceBatch
-from recblr.data.preprocess import Round, k_core, log_counts, pack
+from recblr.data.preprocess import k_core, pack
 from recblr.data.readers import Interactions
 from recblr.data.sequences import SequenceStore
+from recblr.data.statistics import Statistics, count
+
+logger = logging.getLogger(__name__)
 
 SHARES = np.array([0.6, 0.4])  # of an item's successors, the likeliest first
 N_TASTES = 8
@@ -67,7 +72,12 @@ class SyntheticLog:
         log = world.draw()
         mask, rounds = k_core(log.users, log.items, SHORTEST)
         store = pack(log.take(mask), "file")
-        log_counts(self.name, Round(len(log), self.n_users, len(log.item_ids)), 0, rounds, store)
+        statistics = Statistics(
+            format="synthetic", unreadable=0, raw=count(log), sampled=None, repeats_dropped=0,
+            rounds=rounds, notes=[],
+        )  # fmt: skip
+        for line in statistics.lines(store, {}):
+            logger.info("%s: %s", self.name, line)
         return store
 
     def ceiling(self, store: SequenceStore) -> Ceiling:
@@ -121,8 +131,8 @@ class _World:
             items[:, t] = step
         inside = np.arange(items.shape[1]) < self.lengths[:, None]  # (U, T)
         users = np.repeat(np.arange(u, dtype=np.int32), self.lengths)
-        user_ids = np.array([f"u{i}" for i in range(u)], dtype=object)
-        item_ids = np.array([f"i{i}" for i in range(spec.n_items)], dtype=object)
+        user_ids = pa.array([f"u{i}" for i in range(u)])
+        item_ids = pa.array([f"i{i}" for i in range(spec.n_items)])
         return Interactions(users, items[inside], None, user_ids, item_ids, "sequences")
 
 

@@ -42,7 +42,8 @@ def result_rows(config: Config, split: str, floors: dict[str, Row], metrics: Row
     rows[name] = metrics
     if "ceiling" in floors:
         rows["ceiling (upper bound)"] = floors["ceiling"]
-    same_protocol = split == "test" and not config["datamodule"]["mask_history"]
+    leave_one_out = config["data"].get("split", "leave_one_out") == "leave_one_out"
+    same_protocol = split == "test" and leave_one_out and not config["datamodule"]["mask_history"]
     if same_protocol and config["recipe"] == "paper" and not config["smoke"]:
         rows[f"{name}, paper's Table 1"] = paper_row(config["data"]["name"], name)
     return {name: row for name, row in rows.items() if row}
@@ -62,16 +63,20 @@ def protocol(config: Config, split: str, order: str) -> str:
     """One line: without it a metric means nothing."""
     data, loader = config["data"], config["datamodule"]
     masked = "not ranked" if loader["mask_history"] else "ranked too"
+    how = data.get("split", "leave_one_out")
+    if how == "temporal":
+        how += " split at quantiles {} and {}".format(*data["cut"])
     return (
-        f"{split} targets of leave-one-out, all items ranked, history {masked}; "
+        f"{split} targets of {how}, all items ranked, history {masked}; "
         f"order {order}, repeats {data.get('repeats', 'keep')}, "
         f"{loader['target_mode']}, max_length {loader['max_length']}"
     )
 
 
 def print_config(config: Config) -> None:
-    """The resolved config, a line per call or value."""
-    text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=1000)
+    """The resolved config without the data set's card, a line per call or value."""
+    shown = config | {"data": {k: v for k, v in config["data"].items() if k != "card"}}
+    text = yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=1000)
     Console(soft_wrap=True, highlight=False).print(text)
 
 

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from recblr.data.datamodule import SequenceDataModule, Split
+from recblr.data.datamodule import Part, SequenceDataModule
 from recblr.data.sequences import PackedLoader, SequenceStore
 from recblr.models.base import Scorer
 from recblr.models.markov import Markov
@@ -53,7 +53,7 @@ def raw_ranks(store: SequenceStore, ranks: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def floor_metrics(data: SequenceDataModule, split: Split) -> dict[str, Metrics]:
+def floor_metrics(data: SequenceDataModule, split: Part) -> dict[str, Metrics]:
     """Metrics of the floors and, where the log knows it, of the best possible ranking."""
     loader, n_items = data.evaluation_loader(split), data.store.n_items
     scorers: dict[str, Scorer] = {"popularity": Popularity(n_items), "markov": Markov(n_items)}

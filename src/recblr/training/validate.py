@@ -20,15 +20,16 @@ from hydra.utils import get_object, instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from recblr.data.datamodule import Split
+from recblr.data.datamodule import Part
 from recblr.ops.bd_lru import resolve_backend
 
 log = logging.getLogger(__name__)
 
 LARGEST_SEED = 2**32 - 1  # numpy's
 # Keys that no constructor takes, so no signature describes them.
-TRAIN_KEYS = {"seed": int, "test": bool, "overwrite": bool, "smoke": bool, "paths.runs": str}
-EVALUATE_KEYS = {"ckpt_path": str, "split": Split, "mask_history": bool | None}
+TRAIN_KEYS = {"seed": int, "test": bool, "overwrite": bool, "smoke": bool}
+TRAIN_KEYS |= {"paths.runs": str, "paths.data": str}
+EVALUATE_KEYS = {"ckpt_path": str, "split": Part, "mask_history": bool | None}
 EVALUATE_KEYS |= {"data.path": str | None}
 
 _READ_BY_ALL = {"seed", "test", "overwrite", "smoke", "recipe"}
@@ -70,8 +71,9 @@ def check_config(cfg: DictConfig, known: set[str], overrides: list[str], multiru
     is an error, in a multirun a warning.
     """
     check_keys(cfg, known, TRAIN_KEYS)
-    if not cfg.paths.runs:
-        raise ValueError("paths.runs is empty: it names the folder of all runs")
+    for key, what in (("runs", "of all runs"), ("data", "of downloads and prepared logs")):
+        if not cfg.paths[key]:
+            raise ValueError(f"paths.{key} is empty: it names the folder {what}")
     if not 0 <= cfg.seed <= LARGEST_SEED:
         raise ValueError(f"seed={cfg.seed}: must be in 0..{LARGEST_SEED}")
     for path, node in _calls(cfg):

@@ -1,0 +1,149 @@
+"""What every benchmark shares: measure, run in a fresh process, record in `results/speed.csv`.
+
+setting = Setting.now("torch")  # first: the load is the machine's without us
+spread = measure(lambda: scan(x))
+record("results/speed.csv", [Row("scan", "64x100x64 fwd", "cpu", "s", *spread)], setting)
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import platform
+import re
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recblr.run_folder import commit, cores, cpu_name, version
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Row(NamedTuple):
+    what: str
+    case: str
+    backend: str
+    unit: str
+    value: float
+    p20: float | None = None
+    p80: float | None = None
+
+
+class Setting(NamedTuple):
+    """What the figures of a benchmark hold for; `_replace(threads=1)` for other threads."""
+
+    threads: int | None
+    load: float
+    device: str
+    versions: str
+    commit: str | None
+    command: str
+
+    @classmethod
+    def now(cls, *packages: str, device: str | None = None) -> Setting:
+        """packages: those that matter to the figures. device: the GPU's name; None = the CPU."""
+        found = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+        return cls(
+            threads=int(os.environ.get("OMP_NUM_THREADS") or 0) or cores(),
+            load=os.getloadavg()[0],
+            device=device or f"{cpu_name()}, {cores()} cores",
+            versions="; ".join(f"{name} {number}" for name, number in found.items() if number),
+            commit=commit(),
+            command=shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        )
+
+
+COLUMNS = (*Row._fields, *Setting._fields)
+KEY = [COLUMNS.index(name) for name in ("what", "case", "backend", "unit", "threads", "device")]
+
+
+class Spread(NamedTuple):
+    """Median, 20th and 80th percentile; None where there is one value."""
+
+    median: float
+    p20: float | None
+    p80: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        median, p20, p80 = (float(q) for q in np.quantile(values, (0.5, 0.2, 0.8)))
+        return cls(median, p20, p80) if len(values) > 1 else cls(median, None, None)
+
+
+def measure(call: Callable, repeats: int = 20, warmup: int = 3, wait=lambda: None) -> Spread:
+    """Wall seconds of a call. wait: waits for what a call leaves running (a GPU's queue)."""
+    seconds = []
+    for _ in range(warmup + repeats):
+        start = time.perf_counter()
+        call()
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return Spread.of(seconds[warmup:])
+
+
+class Cost(NamedTuple):
+    """Of a whole process, start and imports included; a MB is 10**6 bytes."""
+
+    wall_s: float
+    cpu_s: float  # user and system, its children too
+    peak_mb: float
+    result: Any
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Cost:
+    """Call a file's top-level function; its arguments and its result travel as JSON."""
+    where = (function.__code__.co_filename, function.__name__)
+    command = [sys.executable, __file__, *where, json.dumps(arguments)]
+    start = time.perf_counter()
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    wall = time.perf_counter() - start
+    return Cost(wall, *json.loads(printed.splitlines()[-1]))
+
+
+def _call(file: str, name: str, arguments: str) -> None:
+    sys.path.insert(0, str(Path(file).parent))
+    result = getattr(importlib.import_module(Path(file).stem), name)(*json.loads(arguments))
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    peak = usage[0].ru_maxrss
+    if sys.platform == "linux":  # where ru_maxrss starts at the peak of the process that forked
+        peak = 1024 * int(re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[0])
+    print(f"\n{json.dumps([sum(u.ru_utime + u.ru_stime for u in usage), peak / 1e6, result])}")
+
+
+def record(path: Path | str, rows: Iterable[Row], setting: Setting) -> None:
+    """Add rows to the file, each in place of the one with the same KEY, all sorted by it."""
+    path, lines = Path(path), []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *lines = map(tuple, csv.reader(file))
+        if header != COLUMNS:
+            raise ValueError(f"{path}: its columns are {header}, expected {COLUMNS}")
+    lines += [tuple(map(_text, (*row, *setting))) for row in rows]
+    table = {tuple(line[column] for column in KEY): line for line in lines}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")  # a killed benchmark leaves no half-written file
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([COLUMNS, *(table[key] for key in sorted(table))])
+    partial.replace(path)
+
+
+def _text(value: object) -> str:
+    """Numbers with 4 significant digits, never as 1e+04; None is empty."""
+    if isinstance(value, (int, float)):
+        return np.format_float_positional(float(f"{value:.4g}"), trim="-")
+    return "" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    _call(*sys.argv[1:])

@@ -1,0 +1,43 @@
+"""Alibaba's XLong: rows of `row, user, item,item,.., next item, negative items`, tab-separated.
+
+A row is not a user: the two files hold several overlapping rows of one person, without times, and
+a split by rows would train on test items. Of each user the longest row is kept, ties the first:
+its items and then the next item, oldest first. Negative items are not events.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from recblr.data.sources import Source
+from recblr.data.tables import RawRows, read_tokens
+
+
+def read_xlong(sources: list[Source]) -> RawRows:
+    """Rows of all files together. Raises ValueError, naming file and line, for a malformed row."""
+    longest: dict[bytes, bytes] = {}
+    counts: dict[bytes, int] = {}
+    for source in sources:
+        with source.open() as stream:
+            for number, line in enumerate(stream, start=1):
+                fields = line.rstrip(b"\r\n").split(b"\t")
+                if fields == [b""]:
+                    continue
+                if len(fields) != 5 or not all(fields[1:4]) or b",," in fields[2]:
+                    raise ValueError(
+                        f"{source}: line {number}: expected 5 fields (row, user, items, next item, "
+                        f"negative items), found {len(fields)} or an empty one"
+                    )
+                _, user, history, following, _ = fields
+                items = history.strip(b",") + b"," + following
+                n_items = items.count(b",") + 1
+                if n_items > counts.get(user, 0):
+                    longest[user], counts[user] = items, n_items
+    lengths = np.fromiter((counts[user] for user in longest), np.int64, len(longest))
+    items = read_tokens(b",".join(longest.values()).replace(b",", b"\n"))
+    users = pa.DictionaryArray.from_arrays(
+        pa.array(np.repeat(np.arange(len(longest), dtype=np.int32), lengths)),
+        pa.array([user.decode() for user in longest], pa.string()),
+    )
+    return RawRows(pa.chunked_array([users]), items, None, [], lambda rows: [])
