@@ -3,10 +3,11 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
+BENCH ?= data
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-slow test-all lint clean
+.PHONY: help setup demo test test-slow test-all lint bench clean clean-data
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +33,12 @@ test-all: test test-slow ## both
 
 lint: .venv/ready ## ruff and pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+bench: .venv/ready ## measure, and write results/speed.csv (BENCH=data: that one alone)
+	$(BIN)/python benchmarks/bench_$(BENCH).py $(ARGS)
+
+clean-data: ## remove prepared logs (data/cache), keep downloads
+	rm -rf data/cache
 
 clean: ## remove runs/ and caches, keep .venv
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis

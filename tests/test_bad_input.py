@@ -22,8 +22,8 @@ CONFIGURATION = [
     ("+model.extra=1", "model.extra: RecBLR has no such argument", "valid: ", "expansion"),
     ("+trainer.epochs=1", "trainer.epochs: Trainer has no such argument", "max_epochs"),
     ("model=recblrr", "model=recblrr: no such model", "markov, popularity, recblr"),
-    ("data=movielens", "data=movielens: no such data", "ml-100k, ml-1m, synthetic"),
-    ("recipe=papre", "recipe=papre: no such recipe", "amazon-beauty, custom"),
+    ("data=movielens", "data=movielens: no such data", "ml-100k, ml-1m, steam"),
+    ("recipe=papre", "recipe=papre: no such recipe", "amazon-beauty, amazon-sports"),
     ("trainer=fast", "trainer=fast: no such trainer", "default, smoke"),
     ("logger=tensorboard", "logger=tensorboard: no such logger", "csv, wandb"),
     ("objective=bpr", "objective=bpr: no such objective", "cross_entropy"),
@@ -139,7 +139,8 @@ def test_sweep_goes_on_after_a_bad_job_and_ends_with_its_error(tmp_path):
     "data, fragments",
     [
         ("custom", ("data.path is not set", "data.path=FILE")),
-        ("ml-1m", ("data.path is not set", "grouplens.org", "data.path=FILE")),
+        ("xlong", ("data.path is not set", "tianchi.aliyun.com", "data.path=FILE")),
+        ("yelp", ("data.path is not set", "Yelp's open data set", "data.path=FILE")),
     ],
 )
 def test_data_set_without_its_file_is_refused(tmp_path, data, fragments):
@@ -151,7 +152,7 @@ def test_missing_file_and_folder_are_refused(tmp_path):
     refused(invoke("train", *ABSENT, cwd=tmp_path), "data.path=", "absent.csv", "no such file")
     (tmp_path / "folder").mkdir()
     arguments = ("data=custom", "data.path=folder", "logger=csv")
-    refused(invoke("train", *arguments, cwd=tmp_path), "data.path=", "is a folder")
+    refused(invoke("train", *arguments, cwd=tmp_path), "data.path=", "the folder has no files")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
@@ -238,9 +239,9 @@ def test_traceback_is_there_for_those_who_ask(tmp_path):
     assert outcome.code == 1 and "Traceback" in outcome.err
 
 
-def test_log_of_users_too_short_to_evaluate_is_refused_before_anything_is_written(tmp_path):
+def test_log_of_users_too_short_to_evaluate_is_refused_before_a_run_is_written(tmp_path):
     (tmp_path / "log.csv").write_text(f"{HEADER}\na,b,1\na,c,2\nd,b,1\nd,c,2\n")
     arguments = ("data=custom", "data.path=log.csv", "data.min_interactions=1", "logger=csv")
     outcome = invoke("train", *arguments, cwd=tmp_path)
     refused(outcome, "data=custom", "no user has 3 events")
-    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+    assert not (tmp_path / "runs").exists()

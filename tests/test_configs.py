@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from recblr.data.preprocess import LogFile
-from recblr.data.sequences import SequenceStore, training_rows
+from recblr.data.catalog import LogFile
+from recblr.data.sequences import SequenceStore, leave_one_out, training_rows
 from recblr.data.synthetic import SyntheticLog
 from recblr.models.recblr import initial_lambda
 from recblr.training.callbacks import EpochRecord
@@ -50,7 +50,8 @@ def store(lengths=(9, 5, 7, 12), n_items: int = 12) -> SequenceStore:
     offsets = np.append(0, np.cumsum(lengths)).astype(np.int64)
     items = (np.arange(offsets[-1]) % n_items + 1).astype(np.int32)
     ids = np.array([str(i) for i in range(n_items + 1)], dtype=object)
-    return SequenceStore(items, offsets, ids[: len(lengths)], ids, "file")
+    users = ids[: len(lengths)]
+    return SequenceStore(items, offsets, users, ids, "file", leave_one_out(offsets))
 
 
 def datamodule(*overrides: str):
@@ -257,7 +258,8 @@ def test_data_settings_reach_the_log():
         ).data
     )  # fmt: skip
     assert log == LogFile(
-        "custom", "a.tsv", "table", columns={"user": "uid", "item": 2, "time": "timestamp"},
+        "custom", "a.tsv", format="table",
+        columns={"user": "uid", "item": 2, "time": "timestamp"},
         order="item_id", repeats="last", min_interactions=3,
     )  # fmt: skip
     assert isinstance(build(composed().data), SyntheticLog)

@@ -13,7 +13,7 @@ import pytest
 from command_line import ROOT, run_folders
 from fitting import loaded
 
-from recblr.data.preprocess import LogFile
+from recblr.data.catalog import LogFile
 
 USERS, ITEMS = 22_000, 12_000
 

@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 from command_line import invoke, run_folders, write_log
 
+from recblr.data.__main__ import main as data_command
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CARDS = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
 PYTHON = (".venv/bin/python", "python")
 RUN = re.compile(r"runs/\S+?/checkpoints/best\.ckpt")
 
 
 def commands() -> list[str]:
-    """The command lines of the README's bash blocks, without comments."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    """The command lines of the bash blocks of README and data cards, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", README + CARDS, flags=re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line]
 
@@ -29,12 +32,12 @@ def kind(command: str) -> str:
     if program == "make":
         return "make"
     assert program in PYTHON, f"README: nothing runs {command!r}"
-    return Path(arguments[0]).stem
+    return arguments[1] if arguments[0] == "-m" else Path(arguments[0]).stem
 
 
 def test_no_command_of_the_readme_is_skipped():
     found = {kind(command) for command in commands()}
-    assert found == {"make", "train", "evaluate"}
+    assert found == {"make", "train", "evaluate", "recblr.data"}
     assert len(commands()) >= 10
     outside_blocks = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     for inline in re.findall(r"`((?:make|python|\.venv/bin/python) [^`]+)`", outside_blocks):
@@ -71,10 +74,22 @@ def workplace(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("command", [c for c in commands() if kind(c) == "train"])
 def test_train_command_of_the_readme_works(command, workplace):
     arguments = shlex.split(command)[2:]
+    if "data=ml-100k" in arguments and "data.path=" not in command:
+        arguments.append("data.path=ml-100k.inter")  # in place of the download
     if "--help" not in arguments:
         arguments += ["trainer=smoke", "logger=csv", "overwrite=true"]
     outcome = invoke("train", *arguments, cwd=workplace)
     assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if kind(c) == "recblr.data"])
+def test_data_command_of_the_readme_works(command, workplace, monkeypatch, capsys):
+    arguments = shlex.split(command)[3:]
+    if "ml-100k" in arguments:
+        arguments += ["--path", "ml-100k.inter"]  # in place of the download
+    monkeypatch.chdir(workplace)
+    data_command(arguments)
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if kind(c) == "evaluate"])

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +31,38 @@ def cached(
 
     Two processes build once. A folder that cannot be written costs a warning, not the run.
     """
+    lock = FileLock(f"{folder}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if (found := read_store(folder)) is None:
-                built = build()
-                write_store(folder, *built)
-                found = read_store(folder)
-                assert found is not None, f"{folder}: written and not readable"
-                logger.info("prepared, kept in %s (%s)", folder, _size(folder))
-            else:
-                logger.info("prepared before: %s", folder)
-            return found
+        lock.acquire()
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        logger.warning("%s: not kept (%s); set paths.data to another folder", folder, error)
-        return build()
+        return _not_kept(folder, error, build())
+    try:
+        if (found := read_store(folder)) is not None:
+            logger.info("prepared before: %s", folder)
+            return found
+        built = build()
+        try:
+            write_store(folder, *built)
+        except OSError as error:
+            return _not_kept(folder, error, built)
+        found = read_store(folder)
+        assert found is not None, f"{folder}: written and not readable"
+        logger.info("prepared, kept in %s (%s)", folder, _size(folder))
+        return found
+    finally:
+        lock.release()
+        with suppress(OSError):  # whoever waits for this lock looks for the folder again
+            Path(lock.lock_file).unlink()
+            folder.parent.rmdir()  # both only if empty: nothing came of it
+            folder.parent.parent.rmdir()
+
+
+def _not_kept(
+    folder: Path, error: OSError, built: tuple[SequenceStore, dict[str, Any]]
+) -> tuple[SequenceStore, dict[str, Any]]:
+    logger.warning("%s: not kept (%s); paths.data=FOLDER is another place", folder, error)
+    return built
 
 
 def write_store(folder: Path, store: SequenceStore, about: dict[str, Any]) -> None:

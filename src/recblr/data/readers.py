@@ -18,7 +18,9 @@ from recblr.data.steam import read_steam
 from recblr.data.tables import (
     DEFAULT_COLUMNS,
     IDS,
+    MEND,
     MORE,
+    SHOWN,
     ColumnNames,
     RawRows,
     first_line,
@@ -52,7 +54,6 @@ _BY_POSITION: dict[str, ColumnNames] = {
 }
 _MOVIELENS_NAMES = {"user": "userId", "item": "movieId", "time": "timestamp"}
 _AMAZON_NAMES = {"user": "reviewerID", "item": "asin", "time": "unixReviewTime"}
-SHOWN = 3  # unreadable rows that a message names
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +114,10 @@ def read_log(
     """
     sources = find_sources(path, member)
     columns = {**DEFAULT_COLUMNS, **columns}
-    formats = {_find_format(source, format, raw_format) for source in sources}
+    formats: set[Format] = {_find_format(s, format, raw_format) for s in sources}
     if len(formats) > 1:
         raise ValueError(f"data.path='{path}': files of several formats: {', '.join(formats)}")
-    found: Format = next(iter(formats))
+    (found,) = formats
     if format == "auto":
         logger.info("%s: format=auto -> %s", Path(path).name, found)
     if separator is not None:
@@ -247,9 +248,7 @@ def _combine(
         what = "; ".join(faults[:SHOWN])
         more = f" (in all {n_faults:,} unreadable rows)" if n_faults > SHOWN else ""
         if n_faults > max_bad_rows:
-            raise ValueError(
-                f"{what}{more}. Mend the file, or data.max_bad_rows=N leaves out up to N such rows"
-            )
+            raise ValueError(f"{what}{more}. {MEND}")
         logger.warning("%d unreadable rows left out: %s", n_faults, what)
     log = Interactions(
         users,

@@ -75,19 +75,22 @@ def find_sources(path: str | Path, member: str | None = None) -> list[Source]:
         does not begin with `.` or `_`.
     member: which file of a zip archive; needed if it has several.
     """
-    path = Path(path).expanduser()
+    return [_source(file, member) for file in _files(Path(path).expanduser())]
+
+
+def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise FileNotFoundError(f"data.path='{path}': no such file")
-    files = [path]
-    if path.is_dir():
-        files = [
-            file
-            for file in sorted(path.rglob("*"))
-            if file.is_file() and not any(p[0] in "._" for p in file.relative_to(path).parts)
-        ]
-        if not files:
-            raise ValueError(f"data.path='{path}': the folder has no files")
-    return [_source(file, member) for file in files]
+    if not path.is_dir():
+        return [path]
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not any(p[0] in "._" for p in file.relative_to(path).parts)
+    ]
+    if not files:
+        raise ValueError(f"data.path='{path}': the folder has no files")
+    return files
 
 
 def _source(path: Path, member: str | None) -> Source:
@@ -114,8 +117,8 @@ def _source(path: Path, member: str | None) -> Source:
 def fingerprint(path: str | Path) -> str:
     """sha256 (hex) of a file, or of a folder's file names and contents."""
     path = Path(path).expanduser()
-    files = [source.path for source in find_sources(path)] if path.is_dir() else [path]
-    if len(files) == 1 and path.is_file():
+    files = _files(path)
+    if files == [path]:
         return sha256_of(path)
     digest = hashlib.sha256()
     for file in files:

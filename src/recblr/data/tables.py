@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,8 @@ DEFAULT_COLUMNS = {"user": "user_id", "item": "item_id", "time": "timestamp"}
 IDS = pa.dictionary(pa.int32(), pa.string())
 BLOCK = 1 << 24  # bytes that Arrow parses at a time
 MORE = 100  # unreadable rows that are counted beyond those allowed, before reading stops
+SHOWN = 3  # of them that a message names
+MEND = "Mend the file, or data.max_bad_rows=N leaves out up to N such rows"
 _FREQUENT = ("\t", ",", ";", "|")
 
 
@@ -76,7 +79,8 @@ def read_delimited(
         raise ValueError(f"{source}: nothing below the header '{first}'")
     layout = _Layout(separator, len(fields), header, quoted)
     table, ragged = _parse(source, layout, list(at.values()), allowed + MORE)
-    faults = _ragged_rows(source, layout, allowed + MORE) if ragged else []
+    faults = _ragged_rows(source, layout, len(ragged)) if ragged else []
+    faults += [("some line", "wrong number of fields")] * (len(ragged) - len(faults))
     return RawRows(
         *(table[str(layout.step * at[key])] for key in ("user", "item", "time")),
         faults=faults,
@@ -94,8 +98,12 @@ class _Layout(NamedTuple):
 
     @property
     def step(self) -> int:
-        """Arrow's columns per field: it splits at one character, so `::` gives an empty one."""
+        """Columns per field: text is split at one character, so `::` gives an empty one."""
         return len(self.separator)
+
+    @property
+    def columns(self) -> int:
+        return self.step * (self.width - 1) + 1
 
 
 def _parse(
@@ -123,7 +131,7 @@ def _parse_once(
     source: Source, layout: _Layout, wanted: list[int], limit: int, scan: _Scan
 ) -> tuple[pa.Table, list[Any]]:
     step = layout.step
-    names = [str(i) for i in range(step * (layout.width - 1) + 1)]
+    names = [str(i) for i in range(layout.columns)]
     between = [name for i, name in enumerate(names) if i % step]
     ragged: list[Any] = []
 
@@ -152,7 +160,11 @@ def _parse_once(
             )
         except pa.ArrowInvalid as error:
             if len(ragged) > limit:
-                return pa.table([]), ragged
+                faults = _ragged_rows(source, layout, SHOWN)
+                raise ValueError(
+                    f"{source}: {_listed(faults)}; reading stopped after {len(ragged)} unreadable "
+                    f"rows. {MEND}"
+                ) from None
             fault = not_utf8(source) or str(error).splitlines()[0]
             raise ValueError(f"{source}: {fault}") from None
     for name in between:
@@ -264,23 +276,30 @@ def _numbered_rows(source: Source, layout: _Layout) -> Iterator[tuple[int, list[
         line = 0
         for row in rows:
             if row and (line or not layout.header):
-                yield line + 1, row[:: layout.step]
+                yield line + 1, row
             line = rows.line_num
 
 
 def _ragged_rows(source: Source, layout: _Layout, limit: int) -> list[tuple[str, str]]:
+    rows = ((n, row) for n, row in _numbered_rows(source, layout) if len(row) != layout.columns)
     faults = []
-    for line, row in _numbered_rows(source, layout):
-        if len(row) != layout.width and len(faults) <= limit:
-            what = f"{len(row)} fields, expected {layout.width} (separator {layout.separator!r})"
-            faults.append((f"line {line}", what))
+    for line, row in itertools.islice(rows, limit):
+        found = -(-len(row) // layout.step)
+        what = f"{found} fields, expected {layout.width} (separator {layout.separator!r})"
+        if found == layout.width:
+            what = "a single ':' where '::' separates fields"
+        faults.append((f"line {line}", what))
     return faults
+
+
+def _listed(faults: list[tuple[str, str]]) -> str:
+    return "; ".join(f"{place}: {what}" for place, what in faults)
 
 
 def _lines_of(source: Source, layout: _Layout, rows: list[int]) -> list[int]:
     """Line numbers of rows that have the right number of fields."""
     wanted, found = set(rows), {}
-    right = (line for line, row in _numbered_rows(source, layout) if len(row) == layout.width)
+    right = (line for line, row in _numbered_rows(source, layout) if len(row) == layout.columns)
     for row, line in enumerate(right):
         if row in wanted:
             found[row] = line
