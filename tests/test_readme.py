@@ -65,7 +65,7 @@ def workplace(tmp_path_factory) -> Path:
         else:
             raise AssertionError(f"README: no generator for data.path={name}")
     outcome = invoke(
-        "train", "trainer=smoke", "logger=csv", "data=ml-100k", "data.path=ml-100k.inter", cwd=cwd
+        "train", "trainer=smoke", "logger=csv", "data=ml-100k", "data.path=log.inter", cwd=cwd
     )
     assert outcome.code == 0, outcome.err
     return cwd
@@ -74,8 +74,8 @@ def workplace(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("command", [c for c in commands() if kind(c) == "train"])
 def test_train_command_of_the_readme_works(command, workplace):
     arguments = shlex.split(command)[2:]
-    if "data=ml-100k" in arguments and "data.path=" not in command:
-        arguments.append("data.path=ml-100k.inter")  # in place of the download
+    if "data=" in command and "data.path=" not in command:
+        arguments.append("data.path=log.inter")  # in place of the download
     if "--help" not in arguments:
         arguments += ["trainer=smoke", "logger=csv", "overwrite=true"]
     outcome = invoke("train", *arguments, cwd=workplace)
@@ -86,7 +86,7 @@ def test_train_command_of_the_readme_works(command, workplace):
 def test_data_command_of_the_readme_works(command, workplace, monkeypatch, capsys):
     arguments = shlex.split(command)[3:]
     if "ml-100k" in arguments:
-        arguments += ["--path", "ml-100k.inter"]  # in place of the download
+        arguments += ["--path", "log.inter"]  # in place of the download
     monkeypatch.chdir(workplace)
     data_command(arguments)
     assert capsys.readouterr().out
