@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import shutil
 import socket
 import subprocess
@@ -297,15 +296,6 @@ def test_wrong_hash_everywhere_names_both_and_keeps_nothing(site, folder):
     for part in (str(folder / "log.csv"), url, sha(NEW), sha(OLD), "data.sha256=null", "data.path"):
         assert part in message
     assert "\n" not in message and not names(folder) - {"log.csv.lock"}
-
-
-def test_wrong_size_is_an_error(site, folder):
-    url = site.url("/log.csv", Answer())
-    expected = re.escape(f"{url}: size is {len(OLD)} bytes, expected 7")
-    with pytest.raises(ValueError, match=expected):
-        fetch([url], folder, size=7)
-    assert not names(folder) - {"log.csv.lock"}
-    assert fetch([url], folder, size=len(OLD)).exists()
 
 
 def test_mirrors_that_fail_are_passed_over_with_one_request_each(site, folder):

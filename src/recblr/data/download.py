@@ -47,13 +47,11 @@ class _Broken(_Failed):
     """The connection did not come about or ended early: worth another attempt."""
 
 
-def fetch(
-    urls: Sequence[str], folder: Path, *, sha256: str | None = None, size: int | None = None
-) -> Path:
+def fetch(urls: Sequence[str], folder: Path, *, sha256: str | None = None) -> Path:
     """The path of `<folder>/<file name of the first URL>`, downloaded if it is not there.
 
-    urls: mirrors, tried in order. sha256, size: what the file must be; without a sha256, the one
-    that the first download recorded in `checksums.lock`.
+    urls: mirrors, tried in order. sha256: of the wanted file; without it, the one that the first
+    download recorded in `checksums.lock`.
 
     Raises ValueError or OSError, one line with the file, what was found and the way out.
     """
@@ -63,7 +61,7 @@ def fetch(
             folder.mkdir(parents=True, exist_ok=True)
             with _alone(path):
                 if not path.exists():
-                    _download(urls, path, sha256, size)
+                    _download(urls, path, sha256)
                     return path
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -146,19 +144,19 @@ def _record(path: Path, digest: str) -> None:
     )
 
 
-def _download(urls: Sequence[str], path: Path, sha256: str | None, size: int | None) -> None:
+def _download(urls: Sequence[str], path: Path, sha256: str | None) -> None:
     part = path.with_name(f"{path.name}.part")
     expected, way_round = _expected(path, sha256)
     failed = []
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        show = partial(progress.update, progress.add_task(path.name, total=size))
+        show = partial(progress.update, progress.add_task(path.name, total=None))
         for url in urls:
             if progress.disable:
                 logger.info("getting %s from %s", path.name, url)
             try:
-                digest = _get_checked(url, part, size, expected, way_round, show)
+                digest = _get_checked(url, part, expected, way_round, show)
                 break
             except _Failed as error:
                 failed.append(f"{url}: {error}")
@@ -179,7 +177,6 @@ def _download(urls: Sequence[str], path: Path, sha256: str | None, size: int | N
 def _get_checked(
     url: str,
     part: Path,
-    size: int | None,
     expected: str | None,
     way_round: str,
     show: Callable[..., None],
@@ -194,15 +191,13 @@ def _get_checked(
         fault = "an empty answer"
     elif re.match(rb"[\s\xef\xbb\xbf]*<(!doctype html|html)\b", start, re.IGNORECASE):
         fault = "a web page, not the file"
-    elif size is not None and size != _size(part):
-        fault = f"size is {_size(part)} bytes, expected {size}"
     elif expected and expected != digest:
         fault = f"sha256 is {digest}, expected {expected}; {way_round}"
     else:
         return digest
     _discard(part)
     if earlier:  # the fault may lie in the bytes of an earlier call: once more, from zero
-        return _get_checked(url, part, size, expected, way_round, show)
+        return _get_checked(url, part, expected, way_round, show)
     raise _Failed(fault)
 
 
