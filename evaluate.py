@@ -54,14 +54,14 @@ def main(cfg: DictConfig) -> None:
     loader = data.evaluation_loader(cfg.split)
     metrics, _ = evaluate(model, loader, data.store.n_items, accelerator)
     config = OmegaConf.to_container(trained, resolve=True)
+    metrics |= data.about
     rows = result_rows(config, cfg.split, floor_metrics(data, cfg.split), metrics)
     print_results(config, cfg.split, data.store.order, rows)
     run = RunFolder(path.absolute().parent.parent)
     if run.finished():
         name = f"evaluate_{cfg.split}.json"
-        result = metrics | {"split_hash": data.split_hash, "order": data.store.order}
-        result |= {"mask_history": trained.datamodule.mask_history, "checkpoint": path.name}
-        run.write_json(name, result | {"smoke": trained.smoke})
+        result = metrics | {"mask_history": trained.datamodule.mask_history}
+        run.write_json(name, result | {"checkpoint": path.name, "smoke": trained.smoke})
         log.info("written: %s", run.path / name)
 
 

@@ -70,8 +70,7 @@ def main(cfg: DictConfig) -> None:
             loader, n_items = data.evaluation_loader(split), data.store.n_items
             metrics, ranks = evaluate(model, loader, n_items, accelerator)
             summary.update({f"{split}/{name}": value for name, value in metrics.items()})
-            result = metrics | {"split_hash": data.split_hash, "order": data.store.order}
-            run.write_json(f"{split}_metrics.json", result | {"smoke": cfg.smoke})
+            run.write_json(f"{split}_metrics.json", metrics | data.about | {"smoke": cfg.smoke})
             if cfg.test:
                 run.write_ranks(raw_ranks(data.store, ranks))
             run.finish(model_card(run))

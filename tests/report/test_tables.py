@@ -4,12 +4,14 @@ import pytest
 
 from recblr.report.tables import paper_row, result_rows
 
+OURS = {"ndcg@10": 0.3, "users": 22363, "interactions": 198502}
 FLOORS = {"popularity": {"ndcg@10": 0.1}, "markov": {"ndcg@10": 0.2}}
 
 
 def config(**changes):
     loader = {"mask_history": changes.pop("mask_history", False)}
-    base = {"data": {"name": "amazon-beauty"}, "recipe": "paper", "smoke": False}
+    card = {"paper": {"users": 22363, "items": 12101, "interactions": 198502}}
+    base = {"data": {"name": "amazon-beauty", "card": card}, "recipe": "paper", "smoke": False}
     model = {"_target_": "recblr.models.recblr.RecBLR"}
     return base | {"model": model, "datamodule": loader} | changes
 
@@ -23,7 +25,7 @@ def test_papers_row_is_its_table_1():
 
 
 def test_papers_row_stands_beside_test_figures_of_its_recipe():
-    rows = result_rows(config(), "test", FLOORS, {"ndcg@10": 0.3})
+    rows = result_rows(config(), "test", FLOORS, OURS)
     assert list(rows) == ["popularity", "markov", "recblr", "recblr, paper's Table 1"]
 
 
@@ -38,5 +40,11 @@ def test_papers_row_stands_beside_test_figures_of_its_recipe():
     ],
 )
 def test_papers_row_never_stands_beside_another_protocol(split, changes):
-    rows = result_rows(config(**changes), split, FLOORS, {"ndcg@10": 0.3})
+    rows = result_rows(config(**changes), split, FLOORS, OURS)
+    assert list(rows) == ["popularity", "markov", "recblr"]
+
+
+@pytest.mark.parametrize("other", [{"users": 940}, {"interactions": 198501}])
+def test_papers_row_never_stands_beside_another_log_of_the_same_name(other):
+    rows = result_rows(config(), "test", FLOORS, OURS | other)
     assert list(rows) == ["popularity", "markov", "recblr"]

@@ -81,6 +81,15 @@ class SequenceDataModule(L.LightningDataModule):
             self.split_hash[:12],
         )
 
+    @property
+    def about(self) -> dict:
+        """What a figure on this data needs beside it."""
+        return {
+            "split_hash": self.split_hash,
+            "order": self.store.order,
+            "interactions": len(self.store.items),
+        }
+
     def training_part(self) -> dict:
         """Arguments of a floor's `fit`: no event later than a user's training part."""
         store = self.store

@@ -35,7 +35,8 @@ def evaluated_on(run: RunFolder) -> str:
 def result_rows(config: Config, split: str, floors: dict[str, Row], metrics: Row) -> dict[str, Row]:
     """Name -> metrics: floors, the model, then what it is measured against.
 
-    The paper's row only stands beside test figures of its own protocol and recipe.
+    The paper's row only stands beside test figures of its own protocol, recipe and log: one with
+    the users and interactions of its Table 2 (its items count the padding id here and there).
     """
     name = model_name(config)
     rows = {floor: floors[floor] for floor in ("popularity", "markov") if floor != name}
@@ -44,7 +45,9 @@ def result_rows(config: Config, split: str, floors: dict[str, Row], metrics: Row
         rows["ceiling (upper bound)"] = floors["ceiling"]
     leave_one_out = config["data"].get("split", "leave_one_out") == "leave_one_out"
     same_protocol = split == "test" and leave_one_out and not config["datamodule"]["mask_history"]
-    if same_protocol and config["recipe"] == "paper" and not config["smoke"]:
+    paper = config["data"].get("card", {}).get("paper") or {}
+    same_log = all(metrics.get(key) == paper.get(key) for key in ("users", "interactions"))
+    if same_protocol and same_log and config["recipe"] == "paper" and not config["smoke"]:
         rows[f"{name}, paper's Table 1"] = paper_row(config["data"]["name"], name)
     return {name: row for name, row in rows.items() if row}
 
