@@ -57,14 +57,14 @@ def test_gowalla_is_downloaded_verified_trained_and_not_downloaded_again(server,
     assert outcome.code == 0, outcome.err
     assert requests == [f"/gone/{NAME}", f"/{NAME}"]
     assert (tmp_path / "data" / NAME).read_bytes() == content
-    assert "Cho, Myers and Leskovec 2011" in outcome.out
+    assert "cite Cho et al. 2011" in outcome.out
     (folder,) = run_folders(tmp_path / "runs")
     metrics = json.loads((folder / "test_metrics.json").read_text())
     assert metrics["users"] == 40
 
     again = invoke("train", *arguments, "overwrite=true", cwd=tmp_path)
     assert again.code == 0 and len(requests) == 2
-    assert "prepared before" in again.out and "Cho, Myers" not in again.out
+    assert "prepared before" in again.out and "Cho et al." not in again.out
     assert json.loads((folder / "test_metrics.json").read_text()) == metrics
 
     closed = f"data.urls=[http://127.0.0.1:9/{NAME}]"

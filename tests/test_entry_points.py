@@ -281,6 +281,16 @@ def test_smoke_takes_at_most_20_batches_and_500_users_of_the_whole_data(tmp_path
     assert floors["ceiling"]["ndcg@10"] > floors["popularity"]["ndcg@10"]
 
 
+def test_temporal_split_trains_and_says_so(log_here):
+    outcome = invoke("train", *SMOKE, "data.split=temporal", "data.cut=[0.7,0.9]", cwd=log_here)
+    assert outcome.code == 0, outcome.err
+    (folder,) = run_folders(log_here / "runs")
+    text = " ".join(outcome.out.split())
+    assert "test targets of temporal split at quantiles 0.7 and 0.9" in text
+    assert "temporal split at quantiles" in (folder / "README.md").read_text()
+    assert RunFolder(folder).read_json("test_metrics.json")["users"] < 60
+
+
 def test_prefix_rows_train(log_here):
     outcome = invoke("train", *SMOKE, "target_mode=prefix", cwd=log_here)
     assert outcome.code == 0, outcome.err

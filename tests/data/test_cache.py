@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,16 +68,41 @@ def test_cached_start_prints_the_same_statistics(write, folder, caplog):
     [
         {"min_interactions": 2}, {"repeats": "last"}, {"order": "item_id"}, {"split": "temporal"},
         {"order": "shuffled"}, {"users": 1}, {"max_bad_rows": 1}, {"format": "table"},
+        {"cut": [0.5, 0.9]}, {"separator": ","}, {"quotes": False}, {"raw_format": "sequences"},
+        {"member": "log.csv"},
         {"columns": {"user": "item_id", "item": "user_id", "time": "timestamp"}},
         {"card": Card(known_order={"0" * 32: "item_id"})},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
-def test_another_recipe_has_another_place(write, folder, change):
-    path = write(LINES)
-    load(path, folder)
-    load(path, folder, **change)
-    assert len(places(folder)) == 2
+def test_another_recipe_has_another_key(write, change):
+    TRIED.update(change)
+    log = LogFile(name="mine", path=write(LINES), min_interactions=1)
+    assert replace(log, **change)._key(Path(write(LINES)), 1) != log._key(Path(write(LINES)), 1)
+
+
+TRIED: set[str] = set()
+
+
+def test_every_setting_of_a_log_was_tried_above():
+    elsewhere = {"name", "path", "urls", "sha256", "folder"}
+    assert set(LogFile.__dataclass_fields__) == elsewhere | TRIED
+
+
+def test_seed_counts_where_rows_are_shuffled(write, folder):
+    log = LogFile(name="mine", path=write(LINES), min_interactions=1, folder=str(folder))
+    for order, n_places in (("exact", 1), ("shuffled", 2)):
+        keys = {replace(log, order=order)._key(Path(write(LINES)), seed) for seed in (1, 2)}
+        assert len(keys) == n_places
+
+
+def test_changed_file_of_a_folder_is_another_log(tmp_path, folder):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "a.csv").write_text(LINES)
+    before = histories(load(str(logs), folder))
+    (logs / "a.csv").write_text(LINES.replace("rare", "oare"))
+    assert histories(load(str(logs), folder)) != before
 
 
 def test_changed_file_of_the_same_size_and_time_is_prepared_anew(write, folder):
@@ -110,28 +136,32 @@ def test_changed_code_prepares_anew(write, folder, monkeypatch, tmp_path):
     assert len(places(folder)) == 2
 
 
-@pytest.mark.parametrize("name", ["items.npy", "val.npy", "user_ids.arrow", "about.json"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+@pytest.mark.parametrize("name", ["items.npy", "test.npy", "user_ids.arrow", "about.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty", "other"])
 def test_damaged_cache_is_prepared_anew(write, folder, caplog, name, damage):
     path = write(LINES)
-    whole = histories(load(path, folder, split="temporal"))
+    whole = histories(load(path, folder))
     (place,) = (folder / "cache").iterdir()
     file = place / name
     content = bytearray(file.read_bytes())
     if damage == "gone":
         file.unlink()
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "other":
+        file.write_bytes(b"[]")
     elif damage == "cut":
         file.write_bytes(content[: len(content) // 2])
     else:
-        at = content.index(b"split_hash") + 16 if name == "about.json" else -1
+        at = content.index(b"exact") if name == "about.json" else -1
         if name == "user_ids.arrow":
             at = content.index(b"ba")
         content[at] ^= 1
         file.write_bytes(content)
-    assert histories(load(path, folder, split="temporal")) == whole
+    assert histories(load(path, folder)) == whole
     assert "not usable" in caplog.text and "preparing anew" in caplog.text
     caplog.clear()
-    load(path, folder, split="temporal")
+    load(path, folder)
     assert "not usable" not in caplog.text
 
 
@@ -184,7 +214,7 @@ def test_full_disk_costs_a_warning_and_not_the_run(write, folder, monkeypatch, c
     monkeypatch.setattr(cache.np, "save", full)
     assert histories(load(write(LINES), folder))["b"] == ["x", "y"]
     assert "not kept" in caplog.text and "No space left on device" in caplog.text
-    assert not folder.exists()
+    assert places(folder) == set()
 
 
 def test_folder_that_cannot_be_made_costs_a_warning(write, tmp_path, caplog):

@@ -6,9 +6,11 @@ import hashlib
 import logging
 import re
 
+import hydra
 import pytest
 from batches import histories
 
+from recblr.data import catalog
 from recblr.data.catalog import Card, LogFile
 
 HEADER = "user_id,item_id,timestamp\n"
@@ -65,6 +67,28 @@ def test_odd_times_are_said_and_sorted_as_they_are(write, caplog, log_file, time
     assert histories(store) == {"a": ["early", "late"]}
 
 
+def test_mixed_units_and_wild_times_are_said(write, caplog, log_file):
+    times = [*range(1600000000, 1600000005), 1600000000123, 10**30]
+    lines = "".join(f"a,i{n},{time}\n" for n, time in enumerate(times))
+    with caplog.at_level(logging.INFO, "recblr"):
+        log_file(path=write(HEADER + lines), min_interactions=1).load()
+    assert "2020-09-13T12:26:40 to 1e+30 s UTC" in caplog.text
+    assert "2 times lie far from the others: are units mixed?" in caplog.text
+
+
+def test_temporal_split_says_where_it_cuts(write, caplog, log_file):
+    rows = "".join(f"a,i{n},{1600000000 + 86400 * n}\n" for n in range(11))
+    with caplog.at_level(logging.INFO, "recblr"):
+        log_file(path=write(HEADER + rows), min_interactions=1, split="temporal").load()
+    said = "temporal split: 9 events up to 2020-09-21T12:26:40 train; 1 users have a validation"
+    assert said in caplog.text and "up to 2020-09-22T12:26:40, 1 a test target later" in caplog.text
+
+
+def test_empty_path_is_not_the_working_directory(log_file):
+    with pytest.raises(ValueError, match=r"data.path is empty: name a file or a folder"):
+        log_file(path="").load()
+
+
 def test_users_are_drawn_the_same_whatever_the_order_of_rows(write, log_file):
     rows = [f"u{u},i{i},{i}\n" for u in range(20) for i in range(3)]
     draws = []
@@ -79,6 +103,7 @@ def test_users_are_drawn_the_same_whatever_the_order_of_rows(write, log_file):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ({"cut": ["a", "b"]}, r"data.cut=.*: expected two rising quantiles"),
         ({"cut": [0.9, 0.8]}, r"data.cut=\[0.9, 0.8\]: expected two rising quantiles"),
         ({"min_interactions": -1}, r"data.min_interactions=-1: must be 0 or more"),
         ({"users": 0}, r"data.users=0: must be 1 or more"),
@@ -87,6 +112,34 @@ def test_users_are_drawn_the_same_whatever_the_order_of_rows(write, log_file):
 def test_values_out_of_range_are_refused(log_file, arguments, said):
     with pytest.raises(ValueError, match=said):
         log_file(**arguments)
+
+
+def test_unknown_split_is_refused(write, log_file):
+    with pytest.raises(ValueError, match=r"data.split=random: expected leave_one_out or temporal"):
+        log_file(path=write("1 5 6\n"), min_interactions=1, split="random").load()
+
+
+def test_raw_counts_are_compared_with_the_expected_ones_of_a_download(tmp_path, caplog):
+    (tmp_path / "log.csv").write_text("1 5 6\n2 5 6\n")
+    card = Card(before={"items": 2, "interactions": 5})
+    url = "http://127.0.0.1:9/log.csv"
+    LogFile(name="mine", urls=[url], folder=str(tmp_path), min_interactions=1, card=card).load()
+    assert "mine: raw: 4 interactions, expected 5" in caplog.text
+    caplog.clear()
+    own = LogFile(
+        name="mine", path=str(tmp_path / "log.csv"), folder=str(tmp_path), min_interactions=1,
+        card=card,
+    )  # fmt: skip
+    own.load()
+    assert "expected" not in caplog.text
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_entry_is_what_the_configuration_composes(name):
+    with hydra.initialize_config_dir(str(catalog.CONF.parent), version_base="1.3"):
+        composed = hydra.compose("train", [f"data={name}", "paths.data=there"])
+    log = hydra.utils.instantiate(composed.data, _convert_="all")
+    assert catalog.entry(name, folder="there") == log
 
 
 def test_temporal_split_of_a_file_without_times_is_refused(write, log_file):
@@ -100,7 +153,7 @@ def test_counts_other_than_expected_are_a_warning(write, caplog, log_file):
     assert "expected" not in caplog.text
     log_file(path=path, min_interactions=2, card=Card(after={**expected, "users": 3})).load()
     (warning,) = [r for r in caplog.records if "expected" in r.getMessage()]
-    assert warning.getMessage() == "mine: 2 users, expected 3"
+    assert warning.getMessage() == "mine: prepared: 2 users, expected 3"
 
 
 def test_path_that_is_not_set_names_the_source():

@@ -29,13 +29,13 @@ def refusal(*arguments: str) -> str:
     return str(stop.value.code)
 
 
-def test_list_has_one_line_per_data_set_name_first(capsys):
+def test_list_has_one_line_per_data_set_name_first(here, capsys):
     main(["list"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == catalog.names()
+    assert [line.split()[0] for line in lines] == ["synthetic", *catalog.names()]
     assert {"ml-1m", "gowalla", "steam", "steam-recbole", "xlong", "custom"} <= set(catalog.names())
     (gowalla,) = [line for line in lines if line.startswith("gowalla")]
-    assert "64,115 / 164,532 / 2,018,421" in gowalla and "downloaded" in gowalla
+    assert "64,115 / 164,532 / 2,018,421" in gowalla and "to download" in gowalla
     (xlong,) = [line for line in lines if line.startswith("xlong")]
     assert "unknown" in xlong and "needs data.path" in xlong
 
@@ -82,9 +82,13 @@ def test_describe_of_a_name_stands_beside_what_is_expected(here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("describe", "absent.csv"), "data.path='absent.csv': no such file"),
+        (
+            ("describe", "absent.csv"),
+            "'absent.csv': no such file, and no data set; valid: amazon-beauty",
+        ),
         (("describe", "log.csv"), "no column 'user_id' (found: uid, sku, ts)"),
         (("describe", "log.csv", *COLUMNS, "--min", "7"), "data.min_interactions=7: nothing is"),
+        (("describe", "log.csv", "--path", "x"), "--path=x: 'log.csv' is no data set's name"),
         (("fetch", "movielens"), "data=movielens: no such data set; valid: amazon-beauty"),
         (("fetch", "yelp"), "data.path is not set: yelp is not downloaded for you"),
         (("prepare", "xlong"), "data.path is not set: xlong is not downloaded for you"),
@@ -96,7 +100,7 @@ def test_errors_are_one_line(here, arguments, said):
 
 
 def test_wrong_columns_are_a_usage_error(here, capsys):
-    for columns in ("uid", "user=", "who=uid"):
+    for columns in ("uid", "user=", "who=uid", "user=a,user=b"):
         with pytest.raises(SystemExit) as stop:
             main(["describe", "log.csv", "--columns", columns])
         assert (

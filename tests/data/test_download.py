@@ -355,9 +355,7 @@ def test_two_processes_download_once(site, folder):
     first = start_process(url, folder)
     wait_for(lambda: site.requests)
     second = start_process(url, folder)
-    assert second.stderr and "another process is getting log.csv, waiting" in (
-        second.stderr.readline()
-    )
+    assert second.stderr and "log.csv, waiting" in (second.stderr.readline())
     site.go.set()
     for process in (first, second):
         out, err = process.communicate(timeout=20)
@@ -386,9 +384,10 @@ def test_unknown_file_is_recorded_on_first_use(site, folder, caplog):
     earlier = f"{sha(b'x')}  x.csv"
     (folder / "checksums.lock").write_text(earlier)  # edited by hand: no newline at the end
     (folder / "x.csv").write_bytes(b"x")
-    fetch([site.url("/log.csv", Answer())], folder)
+    url = site.url("/log.csv", Answer())
+    fetch([url], folder)
     lines = (folder / "checksums.lock").read_bytes()
-    assert lines == f"{earlier}\n{sha(OLD)}  log.csv\n".encode()
+    assert lines == f"{earlier}\n# {url}\n{sha(OLD)}  log.csv\n".encode()
     assert "no published checksum is known" in caplog.text and sha(OLD) in caplog.text
     if shutil.which("sha256sum"):
         subprocess.run(
@@ -397,6 +396,16 @@ def test_unknown_file_is_recorded_on_first_use(site, folder, caplog):
             check=True,
             capture_output=True,
         )
+
+
+def test_file_of_another_url_is_not_taken_for_this_one(site, folder):
+    first, second = (site.url(f"/{where}/log.csv", Answer()) for where in ("one", "two"))
+    path = fetch([first], folder)
+    with pytest.raises(ValueError, match=rf"came from {first}, which is not in data.urls"):
+        fetch([second], folder)
+    assert fetch([second, first], folder) == path
+    path.unlink()
+    assert fetch([second], folder) == path
 
 
 def test_file_that_differs_from_its_record_is_refused(site, folder):

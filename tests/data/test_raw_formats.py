@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 
 import pandas as pd
 import pytest
@@ -202,8 +203,6 @@ def test_folder_names_the_file_that_cannot_be_read(tmp_path):
 
 
 def test_zip_with_one_file_or_a_named_member(tmp_path):
-    import zipfile
-
     with zipfile.ZipFile(tmp_path / "logs.zip", "w") as archive:
         archive.writestr("ml/", "")
         archive.writestr("ml/ratings.dat", "1::7::5::978300760\n")
@@ -251,9 +250,26 @@ def test_repeated_header_in_the_middle_is_an_unreadable_row(write):
         read_log(write(HEADER + "a,x,1\n" + HEADER + "b,y,2\n"))
 
 
-def test_column_named_twice_is_refused(write):
-    with pytest.raises(ValueError, match=r"more than one column 'user_id'"):
-        read_log(write("user_id,item_id,user_id,timestamp\na,x,b,1\n"))
+def test_columns_by_number_or_a_separator_make_a_table_of_integers(write):
+    path = write("1 2 978300760\n1 3 978302109\n")
+    expected = [("1", "2", 978300760), ("1", "3", 978302109)]
+    assert read_rows(path, columns={"user": 0, "item": 1, "time": 2}) == expected
+    assert read_log(path).format == "sequences"
+    path = write("7 8 9\n1 2 978300760\n")
+    columns = {"user": "7", "item": "8", "time": "9"}
+    assert read_rows(path, columns=columns, separator=" ") == expected[:1]
+
+
+def test_blank_lines_above_a_table_do_not_count(write):
+    assert read_rows(write("\n\n" + HEADER + "a,x,1\n")) == [("a", "x", 1)]
+    with pytest.raises(ValueError, match="line 4: time 'soon'"):
+        read_log(write("\n\n" + HEADER + "a,x,soon\nb,y,1\n"))
+    assert read_rows(write('\n{"user_id": 1, "item_id": 2, "timestamp": 3}\n')) == [("1", "2", 3)]
+
+
+def test_first_json_line_may_be_long(write):
+    event = {"text": "x" * 100_000, "user_id": 1, "item_id": 2, "timestamp": 3}
+    assert read_rows(write(json.dumps(event) + "\n")) == [("1", "2", 3)]
 
 
 @pytest.mark.parametrize("quote", ["", '"'])

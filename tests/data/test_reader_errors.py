@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import zipfile
 
@@ -149,7 +151,7 @@ def test_broken_parquet(write):
     ],
 )
 def test_ragged_row_names_the_line(write, lines, line, found):
-    with pytest.raises(ValueError, match=f"line {line}: {found} fields, expected 3"):
+    with pytest.raises(ValueError, match=rf"line {line}: {found} fields?, expected 3"):
         read_log(write(HEADER + lines))
 
 
@@ -194,9 +196,104 @@ def test_text_that_is_not_utf8_names_the_line(write, format):
         read_log(write(content), format=format)
 
 
-def test_quote_that_is_never_closed_does_not_swallow_rows(write):
-    with pytest.raises(ValueError, match=r"a double quote is opened and never closed"):
-        read_log(write(HEADER + "a,x,1,\n".replace(",\n", "\n") + 'b,y,"2\nc,z,3\n'))
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'a,x,1,t\nb,y,2,"no end\nc,z,3,t\n',
+        'a,x,1,"Foo\nb,y,2,"Bar\nc,z,3,t\n',  # an even number of quotes
+        'a,x,1,t\nb,y,2,"one\n" two\n',
+    ],
+)
+def test_stray_quotes_do_not_swallow_rows(write, lines):
+    with pytest.raises(ValueError, match=r"line [234]: a double quote is opened and never closed"):
+        read_log(write("user_id,item_id,timestamp,title\n" + lines))
+
+
+def test_quotes_may_be_characters_like_others(write):
+    path = write(HEADER + '"a,x,1\nb",5" nail,2\n')
+    log = read_log(path, quotes=False)
+    assert log.user_ids.to_pylist() == ['"a', 'b"'] and log.item_ids.to_pylist()[1] == '5" nail'
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (bz2.compress(b"1 2 3"), "compressed with bzip2"),
+        (lzma.compress(b"1 2 3"), "compressed with bzip2, xz"),
+        (HEADER.encode("utf-16"), "UTF-16. Convert it to UTF-8"),
+        (b'[{"user_id": 1}]', "a JSON array. Write one object per line"),
+        (b"log.csv".ljust(257, b"\0") + b"ustar\0", "a tar archive. Unpack it"),
+    ],
+    ids=["bz2", "xz", "utf-16", "json-array", "tar"],
+)
+def test_files_of_another_kind_are_named(write, content, said):
+    with pytest.raises(ValueError, match=rf"log.csv': is {said}"):
+        read_log(write(content))
+
+
+def test_empty_parts_of_a_folder_do_not_count(tmp_path):
+    (tmp_path / "a.csv").write_text(HEADER)
+    (tmp_path / "b.csv").touch()
+    with pytest.raises(ValueError, match=r"every file of the folder is empty|nothing below"):
+        read_log(tmp_path)
+    (tmp_path / "c.csv").write_text(HEADER + "a,x,1\n")
+    assert len(read_log(tmp_path)) == 1
+
+
+def test_quotes_in_the_middle_and_lines_in_quotes_are_legal(write):
+    log = read_log(write(HEADER + 'a,5" nail,1\n"b\nc",y,2\n'))
+    assert log.user_ids.to_pylist() == ["a", "b\nc"]
+
+
+@pytest.mark.parametrize("bad", ["a,x,1,\nb,y,2,\n", "a,x\n"])
+def test_log_without_any_readable_row_is_refused_whatever_is_allowed(write, bad):
+    for allowed in (0, 1000):
+        with pytest.raises(ValueError, match=r"line 2: [24] fields.*No row can be read"):
+            read_log(write(HEADER + bad), max_bad_rows=allowed)
+
+
+def test_long_field_does_not_hide_the_line_of_a_bad_row(write):
+    with pytest.raises(ValueError, match=r"line 3: the user id is empty"):
+        read_log(write(HEADER + "x" * 200_000 + ",x,1\n,y,2\n"))
+
+
+@pytest.mark.parametrize(
+    "ids", [[[1], [2]], [b"\xe9", b"a"], [{"a": 1}, {"a": 2}]], ids=["lists", "bytes", "structs"]
+)
+def test_ids_that_are_no_text_name_file_and_type(tmp_path, ids):
+    path = tmp_path / "log.parquet"
+    pd.DataFrame({"user_id": ids, "item_id": ["x", "y"], "timestamp": [1, 2]}).to_parquet(path)
+    with pytest.raises(ValueError, match=r"log.parquet': user ids of type .* cannot be text"):
+        read_log(path)
+
+
+def test_missing_ids_of_any_type_are_named(tmp_path):
+    path = tmp_path / "log.parquet"
+    for ids in ([1.5, float("nan")], pd.Categorical(["a", None])):
+        frame = pd.DataFrame({"user_id": ids, "item_id": ["x", "y"], "timestamp": [1, 2]})
+        frame.to_parquet(path)
+        with pytest.raises(ValueError, match=r"row 2: the user id is empty"):
+            read_log(path)
+
+
+def test_latin_1_in_xlong_names_the_line(write):
+    with pytest.raises(ValueError, match=r"log.csv': line 2: not UTF-8"):
+        read_log(write(b"0\tu\t1\t2\t3\n0\tu\xe9\t1\t2\t3\n"), format="xlong")
+
+
+def test_files_whose_times_differ_in_unit_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_text(HEADER + "a,x,2020-01-01\n")
+    (tmp_path / "b.csv").write_text(HEADER + "a,x,1483228800000\n")
+    with pytest.raises(ValueError, match=r"seconds in a.csv, milliseconds in b.csv"):
+        read_log(tmp_path)
+
+
+def test_bad_rows_of_all_files_count_together(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.csv").write_text(HEADER + "a,x,1\nb,y\n")
+    with pytest.raises(ValueError, match=r"a.csv': line 3.*b.csv': line 3"):
+        read_log(tmp_path, max_bad_rows=1)
+    assert read_log(tmp_path, max_bad_rows=2).unreadable == 2
 
 
 def test_html_page_is_refused(write):

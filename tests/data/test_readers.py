@@ -66,12 +66,12 @@ def test_inter_fields_are_named_without_their_type(write):
     assert log.format == "inter" and rows(log) == [("1", "x", 5)]
 
 
-def test_inter_fields_can_be_renamed_and_positions_mean_the_usual_names(write):
+def test_inter_fields_can_be_renamed_or_numbered(write):
     path = write("uid:token\tpid:token\ttimestamp:float\na\tx\t1.5\n")
     columns = {"user": "uid", "item": "pid", "time": "timestamp"}
     assert read_rows(path, columns=columns) == [("a", "x", 1.5)]
     path = write("timestamp:float\titem_id:token\tuser_id:token\n9\tx\ta\n")
-    assert read_rows(path, columns=POSITIONS) == [("a", "x", 9)]
+    assert read_rows(path, columns={"user": 2, "item": 1, "time": 0}) == [("a", "x", 9)]
 
 
 def test_inter_takes_quotes_literally(write):

@@ -4,14 +4,14 @@ import pytest
 
 from recblr.report.tables import paper_row, result_rows
 
+CARD = {"paper": {"users": 22363, "items": 12101, "interactions": 198502}}
 OURS = {"ndcg@10": 0.3, "users": 22363, "interactions": 198502}
 FLOORS = {"popularity": {"ndcg@10": 0.1}, "markov": {"ndcg@10": 0.2}}
 
 
 def config(**changes):
     loader = {"mask_history": changes.pop("mask_history", False)}
-    card = {"paper": {"users": 22363, "items": 12101, "interactions": 198502}}
-    base = {"data": {"name": "amazon-beauty", "card": card}, "recipe": "paper", "smoke": False}
+    base = {"data": {"name": "amazon-beauty", "card": CARD}, "recipe": "paper", "smoke": False}
     model = {"_target_": "recblr.models.recblr.RecBLR"}
     return base | {"model": model, "datamodule": loader} | changes
 
@@ -37,6 +37,7 @@ def test_papers_row_stands_beside_test_figures_of_its_recipe():
         ("test", {"smoke": True}),
         ("test", {"recipe": "ours"}),
         ("test", {"data": {"name": "custom"}}),
+        ("test", {"data": {"name": "amazon-beauty", "split": "temporal", "card": CARD}}),
     ],
 )
 def test_papers_row_never_stands_beside_another_protocol(split, changes):

@@ -15,10 +15,11 @@ import numpy as np
 
 from recblr.data import catalog
 from recblr.data.catalog import LogFile
+from recblr.data.download import file_name
 from recblr.data.preprocess import Order, Repeats, SplitName
 from recblr.data.readers import AnyFormat, Interactions
 from recblr.data.sequences import SequenceStore
-from recblr.data.statistics import count, counts, counts_of, histogram, repeated, tied
+from recblr.data.statistics import count, counts_of, histogram, repeated, tied
 
 BAR = 40  # characters of the longest bar of the histogram
 
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="the data sets by name")
     listing.set_defaults(run=_list)
+    listing.add_argument("--data", default="data", help="folder of downloads and caches (data)")
     for name, run, text in (
         ("fetch", _fetch, "download a data set"),
         ("describe", _describe, "what a log holds, before and after filtering"),
@@ -61,10 +63,14 @@ def _parser() -> argparse.ArgumentParser:
         recipe.add_argument("--format", choices=get_args(AnyFormat))
         recipe.add_argument("--columns", type=_columns, help="user=uid,item=1,time=ts")
         recipe.add_argument("--separator", help="one character")
+        recipe.add_argument("--no-quotes", action="store_false", dest="quotes", default=None)
         recipe.add_argument("--repeats", choices=get_args(Repeats))
         recipe.add_argument("--order", choices=get_args(Order))
         recipe.add_argument("--min", type=int, dest="min_interactions", help="k of the k-core")
         recipe.add_argument("--split", choices=get_args(SplitName))
+        recipe.add_argument("--cut", type=_cut, help="0.8,0.9: quantiles of a temporal split")
+        recipe.add_argument("--users", type=int, help="keep that many, drawn at random")
+        recipe.add_argument("--member", help="which file of a zip archive")
         recipe.add_argument("--max-bad-rows", type=int, help="unreadable rows to leave out")
         if name == "describe":
             command.add_argument("--json", action="store_true", help="for programs")
@@ -72,21 +78,31 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _columns(text: str) -> dict[str, str | int]:
-    pairs = (pair.partition("=") for pair in text.split(","))
+    pairs = [pair.partition("=") for pair in text.split(",")]
     columns = {key: int(name) if name.isdigit() else name for key, _, name in pairs}
-    if unknown := set(columns) - {"user", "item", "time"} or "" in columns.values():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected user=..,item=..,time=.. ({unknown})")
+    fits = set(columns) <= {"user", "item", "time"} and "" not in columns.values()
+    if not fits or len(columns) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected user=..,item=..,time=..")
     return columns
+
+
+def _cut(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
 
 
 def _log(options: argparse.Namespace) -> LogFile:
     """The catalog's entry, or a log of one's own, with the recipe's flags."""
-    keys = ("path", "format", "separator", "repeats", "order", "min_interactions", "split")
-    keys += ("max_bad_rows",)
+    keys = ("path", "format", "separator", "repeats", "order", "min_interactions", "split", "cut")
+    keys += ("users", "member", "max_bad_rows", "quotes")
     changes = {key: value for key in keys if (value := getattr(options, key)) is not None}
     changes["folder"] = options.data
     named = options.log in catalog.names()
     if not named:
+        if options.path:
+            raise ValueError(f"--path={options.path}: '{options.log}' is no data set's name")
+        if not Path(options.log).expanduser().exists():
+            valid = ", ".join(catalog.names())
+            raise ValueError(f"'{options.log}': no such file, and no data set; valid: {valid}")
         changes["path"] = options.log
     log = catalog.entry(options.log if named else "custom", **changes)
     if options.columns:
@@ -95,13 +111,17 @@ def _log(options: argparse.Namespace) -> LogFile:
 
 
 def _list(options: argparse.Namespace) -> None:
+    print(f"{'synthetic':<19} {'printed by each run':<30} {'generated':<16}".rstrip())
     for name in catalog.names():
         log = catalog.entry(name)
         counts = log.card.after or {}
         after = " / ".join(f"{counts[key]:,}" for key in counts) or "unknown"
-        where = "downloaded" if log.urls else "needs data.path"
+        where = "needs data.path"
+        if log.urls:
+            here = Path(options.data, file_name(log.urls)).exists()
+            where = "on disk" if here else "to download"
         if name == "custom":
-            after, where = "your own log", "needs data.path"
+            after = "your own log"
         print(f"{name:<19} {after:<30} {where:<16} {log.card.licence or ''}".rstrip())
 
 
@@ -124,9 +144,9 @@ def _describe(options: argparse.Namespace) -> None:
         "name": log.name,
         "path": str(path),
         "format": raw.format,
-        "raw": counts(count(raw)),
-        "rounds": [counts(left) for left in statistics.rounds],
-        "prepared": counts_of(store),
+        "raw": count(raw)._asdict(),
+        "rounds": [left._asdict() for left in statistics.rounds],
+        "prepared": counts_of(store)._asdict(),
         "unreadable": raw.unreadable,
         "repeated": repeated(raw),
         "tied": tied(raw),

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 from pyarrow import feather
 
+from recblr.data.download import sha256_of
+from recblr.data.locks import alone
 from recblr.data.sequences import SequenceStore, Split
 
 logger = logging.getLogger(__name__)
@@ -31,13 +32,7 @@ def cached(
 
     Two processes build once. A folder that cannot be written costs a warning, not the run.
     """
-    lock = FileLock(f"{folder}.lock")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        return _not_kept(folder, error, build())
-    try:
+    with alone(folder, "preparing"):
         if (found := read_store(folder)) is not None:
             logger.info("prepared before: %s", folder)
             return found
@@ -45,31 +40,19 @@ def cached(
         try:
             write_store(folder, *built)
         except OSError as error:
-            return _not_kept(folder, error, built)
-        found = read_store(folder)
-        assert found is not None, f"{folder}: written and not readable"
-        logger.info("prepared, kept in %s (%s)", folder, _size(folder))
-        return found
-    finally:
-        lock.release()
-        with suppress(OSError):  # whoever waits for this lock looks for the folder again
-            Path(lock.lock_file).unlink()
-            folder.parent.rmdir()  # both only if empty: nothing came of it
-            folder.parent.parent.rmdir()
-
-
-def _not_kept(
-    folder: Path, error: OSError, built: tuple[SequenceStore, dict[str, Any]]
-) -> tuple[SequenceStore, dict[str, Any]]:
-    logger.warning("%s: not kept (%s); paths.data=FOLDER is another place", folder, error)
-    return built
+            logger.warning("%s: not kept (%s); paths.data=FOLDER is another place", folder, error)
+            return built
+    found = read_store(folder)
+    assert found is not None, f"{folder}: written and not readable"
+    logger.info("prepared, kept in %s (%s)", folder, _size(folder))
+    return found
 
 
 def write_store(folder: Path, store: SequenceStore, about: dict[str, Any]) -> None:
     """Written beside its place and renamed, so that a folder of this name is always whole."""
     partial = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial.mkdir(parents=True)
     try:
         split = store.split
         arrays = (store.items, store.offsets, split.train_stops, split.val, split.test)
@@ -79,6 +62,7 @@ def write_store(folder: Path, store: SequenceStore, about: dict[str, Any]) -> No
             table = pa.table({"id": pa.array(getattr(store, name), pa.string())})
             feather.write_feather(table, str(partial / f"{name}.arrow"), "uncompressed")
         about = about | {"order": store.order, "split": split.name, "split_hash": store.split_hash}
+        about["sha256"] = _digest(partial, about)
         (partial / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -93,6 +77,8 @@ def read_store(folder: Path) -> tuple[SequenceStore, dict[str, Any]] | None:
         return None
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        if _digest(folder, about) != about["sha256"]:
+            raise ValueError("its content has changed")
         items, offsets, *split = (
             np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS
         )
@@ -102,13 +88,20 @@ def read_store(folder: Path) -> tuple[SequenceStore, dict[str, Any]] | None:
         store = SequenceStore(
             items, offsets, user_ids, item_ids, about["order"], Split(about["split"], *split)
         )
-        if store.split_hash == about["split_hash"]:
-            return store, about
-        fault = "its content has changed"
-    except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
+        return store, about
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         fault = str(error)
     logger.warning("%s: not usable (%s), preparing anew", folder, fault)
     return None
+
+
+def _digest(folder: Path, about: dict[str, Any]) -> str:
+    """sha256 of all that is in a folder, `about` included."""
+    plain = {key: value for key, value in about.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for name in (*(f"{array}.npy" for array in _ARRAYS), *(f"{ids}.arrow" for ids in _IDS)):
+        digest.update(sha256_of(folder / name).encode())
+    return digest.hexdigest()
 
 
 def _size(folder: Path) -> str:

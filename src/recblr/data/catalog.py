@@ -12,12 +12,12 @@ from typing import Any
 import yaml
 
 from recblr.data import cache, preprocess
-from recblr.data.download import fetch
-from recblr.data.preprocess import Order, Repeats, SplitName
+from recblr.data.download import fetch, file_name
+from recblr.data.preprocess import Counts, Order, Repeats, SplitName
 from recblr.data.readers import AnyFormat, Format, Interactions, read_log
 from recblr.data.sequences import SequenceStore
 from recblr.data.sources import fingerprint
-from recblr.data.statistics import Counts, Statistics, count, counts_of, time_notes
+from recblr.data.statistics import Statistics, count, counts_of, cut_note, time_notes
 from recblr.data.tables import DEFAULT_COLUMNS
 
 CONF = Path(__file__).parents[3] / "conf" / "data"
@@ -29,19 +29,19 @@ logger = logging.getLogger(__name__)
 class Card:
     """What is known of a data set; None = unknown.
 
-    source: its page, or how to get the files. size: bytes of the download. before: users, items and
-    interactions of the raw file; after: what this recipe leaves; paper: the paper's Table 2. note:
-    why they differ. known_order: md5 of a sequence file -> name of the order it was written
-    in.
+    source: how to get files that are not downloaded. size: bytes of the download. before: users,
+    items and interactions of the raw file; after: what this recipe leaves; paper: the paper's
+    Table 2. note: why they differ. known_order: md5 of a sequence file -> name of the order that it
+    was written in.
     """
 
     source: str | None = None
     licence: str | None = None
     citation: str | None = None
     size: int | None = None
-    before: Counts | None = None
-    after: Counts | None = None
-    paper: Counts | None = None
+    before: dict[str, int] | None = None
+    after: dict[str, int] | None = None
+    paper: dict[str, int] | None = None
     note: str | None = None
     known_order: dict[str, str] | None = None
 
@@ -52,7 +52,7 @@ class LogFile:
 
     path: the log; None = downloaded from `urls`, tried in order, to `folder`, and checked against
         `sha256` (None: the first download's is kept and compared later).
-    format, raw_format, columns, separator, member, max_bad_rows: see `readers.read_log`.
+    format, raw_format, columns, separator, quotes, member, max_bad_rows: see `readers.read_log`.
     order: `auto` = exact if the log has times, else the file's. Files without times take only
         `auto` and `shuffled`.
     repeats: rows of a (user, item) pair to keep: all, the first or the last.
@@ -71,6 +71,7 @@ class LogFile:
     raw_format: Format = "table"
     columns: dict[str, str | int] = field(default_factory=lambda: dict(DEFAULT_COLUMNS))
     separator: str | None = None
+    quotes: bool = True
     max_bad_rows: int = 0
     order: Order = "auto"
     repeats: Repeats = "keep"
@@ -86,7 +87,8 @@ class LogFile:
             value = getattr(self, key)
             if value is not None and value < least:
                 raise ValueError(f"data.{key}={value}: must be {least} or more")
-        if len(self.cut) != 2 or not 0 < self.cut[0] < self.cut[1] < 1:
+        numbers = [q for q in self.cut if isinstance(q, (int, float))]
+        if len(self.cut) != 2 or len(numbers) != 2 or not 0 < numbers[0] < numbers[1] < 1:
             raise ValueError(f"data.cut={self.cut}: expected two rising quantiles in (0, 1)")
 
     def load(self, seed: int = 0) -> SequenceStore:
@@ -108,6 +110,8 @@ class LogFile:
 
     def find(self) -> Path:
         """The log's path, downloaded if need be."""
+        if self.path == "":
+            raise ValueError("data.path is empty: name a file or a folder")
         if self.path is not None:
             return Path(self.path).expanduser()
         if not self.urls:
@@ -116,11 +120,12 @@ class LogFile:
                 f"data.path is not set: {self.name} is not downloaded for you; "
                 f"{where}data.path=FILE"
             )
-        there = Path(self.folder, self.urls[0].rsplit("/", 1)[-1])
-        if not there.exists():
-            for fact in (self.card.licence, self.card.citation):
-                if fact:
-                    logger.info("%s: %s", self.name, fact)
+        if not Path(self.folder, file_name(self.urls)).exists():
+            size = f"{self.card.size / 1e6:,.1f} MB" if self.card.size else "size unknown"
+            logger.info("%s: to download: %s", self.name, size)
+            logger.info("%s: licence: %s", self.name, self.card.licence or "unknown")
+            if self.card.citation:
+                logger.info("%s: cite %s", self.name, self.card.citation)
         return fetch(self.urls, Path(self.folder), sha256=self.sha256)
 
     def read(self, path: Path) -> Interactions:
@@ -131,6 +136,7 @@ class LogFile:
             self.raw_format,
             member=self.member,
             separator=self.separator,
+            quotes=self.quotes,
             max_bad_rows=self.max_bad_rows,
         )
 
@@ -154,25 +160,35 @@ class LogFile:
             rounds=list(rounds),
             notes=time_notes(kept.times),
         )
+        if self.split == "temporal" and kept.times is not None:
+            statistics.notes.append(cut_note(store, kept.times, cut))
         return store, statistics
 
     def report(self, statistics: Statistics, store: SequenceStore) -> None:
         """Log what came in and what is left, beside what is expected and the paper's Table 2."""
-        beside = {"expected": self.card.after, "paper, Table 2": self.card.paper}
-        for line in statistics.lines(store, beside):
+        # A log given by its path may well be another excerpt than the download.
+        before = self.card.before if self.path is None else None
+        beside = {"expected raw": before, "expected": self.card.after}
+        for line in statistics.lines(store, beside | {"paper, Table 2": self.card.paper}):
             logger.info("%s: %s", self.name, line)
-        if self.card.after:
-            found = counts_of(store)
-            wrong = [
-                f"{found[what]:,} {what}, expected {number:,}"
-                for what, number in self.card.after.items()
-                if number != found[what]
-            ]
-            level = logging.WARNING if wrong else logging.INFO
-            text = "; ".join(wrong) or "the counts are the expected ones"
-            logger.log(level, "%s: %s", self.name, text)
+        for what, expected, found in (
+            ("raw", before, statistics.raw),
+            ("prepared", self.card.after, counts_of(store)),
+        ):
+            self._compare(what, expected or {}, found)
         if self.card.note:
             logger.info("%s: note: %s", self.name, self.card.note)
+
+    def _compare(self, what: str, expected: dict[str, int], found: Counts) -> None:
+        wrong = [
+            f"{getattr(found, key):,} {key}, expected {number:,}"
+            for key, number in expected.items()
+            if number != getattr(found, key)
+        ]
+        if wrong:
+            logger.warning("%s: %s: %s", self.name, what, "; ".join(wrong))
+        elif expected:
+            logger.info("%s: %s: the counts are the expected ones", self.name, what)
 
     def _key(self, path: Path, seed: int) -> str:
         """sha256 of everything that decides the prepared log: content, recipe and our own code."""

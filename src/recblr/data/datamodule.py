@@ -1,4 +1,4 @@
-"""One log, split leave-one-out, as loaders; here alone does `recblr.data` need lightning."""
+"""One split log as loaders; here alone does `recblr.data` need lightning."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ class SequenceDataModule(L.LightningDataModule):
         self.rows = training_rows(self.store, self.max_length, self.target_mode)
         for part in ("val", "test"):
             if (self.store.split.targets(part) < 0).all():
-                needs = "3 events" if self.store.split.name == "leave_one_out" else "events there"
+                needs = "3 events"
+                if self.store.split.name == "temporal":
+                    needs = f"an event of the {part} period and one before it (data.cut)"
                 raise ValueError(
                     f"data={self.log.name}: no user has {needs}: nobody to evaluate on {part}"
                 )

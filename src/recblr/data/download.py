@@ -1,6 +1,6 @@
 """Get a raw file once: mirrors, resume, checks.
 
-    <folder>/NAME  checksums.lock  NAME.part  NAME.part.json  NAME.lock
+    <folder>/NAME  checksums.lock  NAME.part  NAME.part.json
 
 NAME appears only whole and checked. Until then its bytes are in `NAME.part`; `NAME.part.json` says
 which version of the file they belong to, so that a killed process is continued and two versions
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from http.client import HTTPException, HTTPResponse
 from importlib import metadata
@@ -27,9 +28,10 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from recblr.data.locks import alone
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0  # seconds without a byte
@@ -55,22 +57,31 @@ def fetch(urls: Sequence[str], folder: Path, *, sha256: str | None = None) -> Pa
 
     Raises ValueError or OSError, one line with the file, what was found and the way out.
     """
-    path = folder / _file_name(urls)
+    path = folder / file_name(urls)
     if not path.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _alone(path):
+            with alone(path, "getting"):
                 if not path.exists():
                     _download(urls, path, sha256)
                     return path
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+                reason = error.strerror or error
+                raise OSError(
+                    f"{path}: cannot be written ({reason}); set paths.data=FOLDER to another place"
+                ) from None
             raise OSError(
                 f"{path}: no space left on the device. Free some and run the same again, which "
                 "continues the download, or set paths.data=FOLDER to another place"
             ) from None
     expected, way_round = _expected(path, sha256)
+    origin = None if sha256 else _origin(path)
+    if origin and origin not in urls:
+        raise ValueError(
+            f"{path}: came from {origin}, which is not in data.urls. Delete the file to get it "
+            f"again, or set data.path={path}"
+        )
     if expected and (found := sha256_of(path)) != expected:
         raise ValueError(
             f"{path}: sha256 is {found}, expected {expected}. Delete the file to get it again; "
@@ -87,7 +98,8 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _file_name(urls: Sequence[str]) -> str:
+def file_name(urls: Sequence[str]) -> str:
+    """That of the first URL. Raises ValueError for what is neither http nor https."""
     for url in urls:
         if urlsplit(url).scheme not in ("http", "https"):
             raise ValueError(
@@ -98,24 +110,6 @@ def _file_name(urls: Sequence[str]) -> str:
     if not name.strip(".") or set(name) & set('\\:*?"<>|') or not name.isprintable():
         raise ValueError(f"data.urls={list(urls)}: the first one does not end in a file name")
     return name
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keep other processes from getting the same file."""
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("another process is getting %s, waiting", path.name)
-        lock.acquire()
-    try:
-        yield
-        # The file is there: whoever still gets this lock, or makes a new one, finds it and stops.
-        with suppress(OSError):  # Windows keeps a file that is open
-            Path(lock.lock_file).unlink()
-    finally:
-        lock.release()
 
 
 def _expected(path: Path, sha256: str | None) -> tuple[str | None, str]:
@@ -130,12 +124,23 @@ def _expected(path: Path, sha256: str | None) -> tuple[str | None, str]:
     return None, ""
 
 
-def _record(path: Path, digest: str) -> None:
+def _origin(path: Path) -> str | None:
+    """The URL that a recorded file came from: the comment above its line."""
+    lines = path.with_name("checksums.lock")
+    if lines.exists():
+        text = lines.read_text(encoding="utf-8").splitlines()
+        for above, line in itertools.pairwise(text):
+            if line[66:] == path.name and above.startswith("# "):
+                return above[2:]
+    return None
+
+
+def _record(path: Path, digest: str, url: str) -> None:
     """Append in one write: of two processes that record different files, none loses its line."""
     with path.with_name("checksums.lock").open("a+", encoding="utf-8", newline="\n") as file:
         file.seek(0)
         text = file.read()
-        file.write("\n" * (text[-1:] not in ("", "\n")) + f"{digest}  {path.name}\n")
+        file.write("\n" * (text[-1:] not in ("", "\n")) + f"# {url}\n{digest}  {path.name}\n")
     logger.info(
         "%s: no published checksum is known; its sha256 %s is recorded in checksums.lock and "
         "expected from now on",
@@ -167,7 +172,7 @@ def _download(urls: Sequence[str], path: Path, sha256: str | None) -> None:
                 f"data.path=FILE, or put it into the folder '{path.parent}' (paths.data)"
             )
     if not expected:
-        _record(path, digest)
+        _record(path, digest, url)
     part.replace(path)
     _version_file(part).unlink(missing_ok=True)
     if progress.disable:
@@ -257,6 +262,8 @@ def _attempt(url: str, part: Path, hash_known: bool, show: Callable[..., None]) 
                 file.write(data)
                 offset += len(data)
                 show(completed=offset, total=total)
+    if total is None and not hash_known and not response.chunked:
+        logger.warning("%s does not say how long the file is: it may have been cut short", url)
     if total is not None and offset != total:
         raise _Broken(f"the connection broke after {offset} of {total} bytes")
 

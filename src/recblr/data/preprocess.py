@@ -24,23 +24,23 @@ Repeats = Literal["keep", "first", "last"]
 SplitName = Literal["leave_one_out", "temporal"]
 
 
-class Round(NamedTuple):
-    """What is left after one round of the k-core."""
+class Counts(NamedTuple):
+    """How much there is of a log."""
 
-    rows: int
+    interactions: int
     users: int
     items: int
 
     def __str__(self) -> str:
-        return f"{self.rows:,} / {self.users:,} / {self.items:,}"
+        return f"{self.interactions:,} / {self.users:,} / {self.items:,}"
 
 
-def sample_users(log: Interactions, n_users: int, seed: int = 0) -> Interactions:
+def sample_users(log: Interactions, n_users: int) -> Interactions:
     """All rows of `n_users` users, drawn from the sorted raw ids; all if there are no more."""
     ids = np.asarray(log.user_ids.to_numpy(zero_copy_only=False), object)
     if n_users >= len(ids):
         return log
-    chosen = np.argsort(ids)[np.random.default_rng(seed).choice(len(ids), n_users, False)]
+    chosen = np.argsort(ids)[np.random.default_rng(0).choice(len(ids), n_users, False)]
     return log.take(np.isin(log.users, chosen))
 
 
@@ -58,7 +58,7 @@ def apply_repeats(log: Interactions, policy: Repeats) -> Interactions:
     return log.take(np.sort(kept))
 
 
-def k_core(users: np.ndarray, items: np.ndarray, k: int) -> tuple[np.ndarray, list[Round]]:
+def k_core(users: np.ndarray, items: np.ndarray, k: int) -> tuple[np.ndarray, list[Counts]]:
     """Drop users and items with fewer than k rows, both by the same counts, until none is left.
 
     users, items: (N,) codes. Returns an (N,) bool mask and what each round left; the last round
@@ -66,7 +66,7 @@ def k_core(users: np.ndarray, items: np.ndarray, k: int) -> tuple[np.ndarray, li
     """
     mask = np.ones(len(users), bool)
     alive = np.arange(len(users), dtype=np.int32 if len(users) < 2**31 else np.int64)
-    rounds: list[Round] = []
+    rounds: list[Counts] = []
     counts = [np.bincount(users), np.bincount(items)]
     while k > 1:
         enough = [count >= k for count in counts]  # bool: small enough for the processor's cache
@@ -80,7 +80,7 @@ def k_core(users: np.ndarray, items: np.ndarray, k: int) -> tuple[np.ndarray, li
                 counts[i] -= np.bincount(dropped[i], minlength=len(counts[i]))
         mask[alive[gone]] = False
         alive, (users, items) = alive[keep], left
-        rounds.append(Round(n_left, *(int(np.count_nonzero(count)) for count in counts)))
+        rounds.append(Counts(n_left, *(int(np.count_nonzero(count)) for count in counts)))
         if not n_left:
             raise ValueError(
                 f"data.min_interactions={k}: nothing is left (rows / users / items after each "
@@ -91,7 +91,7 @@ def k_core(users: np.ndarray, items: np.ndarray, k: int) -> tuple[np.ndarray, li
     return mask, rounds
 
 
-def steps(rounds: Sequence[Round]) -> str:
+def steps(rounds: Sequence[Counts]) -> str:
     return "; ".join(map(str, rounds))
 
 
@@ -172,6 +172,8 @@ def _split(
 ) -> Split:
     if name == "leave_one_out":
         return leave_one_out(offsets)
+    if name != "temporal":
+        raise ValueError(f"data.split={name}: expected leave_one_out or temporal")
     if times is None or order not in ("exact", "item_id"):
         raise ValueError(
             f"data.split=temporal: needs times and data.order=exact or item_id, the order is "

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from recblr.data.sources import HEAD, Source, find_sources
 from recblr.data.steam import read_steam
+from recblr.data.structured import read_json_lines, read_parquet
 from recblr.data.tables import (
     DEFAULT_COLUMNS,
     IDS,
@@ -22,15 +23,14 @@ from recblr.data.tables import (
     MORE,
     SHOWN,
     ColumnNames,
+    EmptyFile,
     RawRows,
     first_line,
     not_utf8,
     read_delimited,
-    read_json_lines,
-    read_parquet,
     read_tokens,
 )
-from recblr.data.times import TIME_FORMS, parse_times
+from recblr.data.times import TIME_FORMS, parse_times, time_unit
 from recblr.data.xlong import read_xlong
 
 Format = Literal[
@@ -55,6 +55,14 @@ _BY_POSITION: dict[str, ColumnNames] = {
 _MOVIELENS_NAMES = {"user": "userId", "item": "movieId", "time": "timestamp"}
 _AMAZON_NAMES = {"user": "reviewerID", "item": "asin", "time": "unixReviewTime"}
 
+_NO_LOGS = {
+    rb"\s*(<!doctype html|<html)": "a web page, not a log. Get the file again",
+    rb"\s*\[": "a JSON array. Write one object per line (jq -c '.[]')",
+    rb"(BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd)": "compressed with bzip2, xz or zstd. Unpack it",
+    rb".{257}ustar": "a tar archive. Unpack it and name a file or the folder",
+    rb"(\xff\xfe|\xfe\xff)": "UTF-16. Convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
+}
+
 logger = logging.getLogger(__name__)
 
 
@@ -63,8 +71,8 @@ class Interactions:
     """N rows of a log, in file order.
 
     users, items (N,) int32: codes, in no order that means anything.
-    times (N,) int64 or float64, seconds for dates, the file's own unit for numbers; None for
-        sequence files, whose rows are chronological per user.
+    times (N,) int64 or float64, seconds for dates, the file's own unit for numbers, the same in
+        all files; None for sequence files, whose rows are chronological per user.
     user_ids (U,), item_ids (V,) Arrow strings: code -> raw id; each occurs.
     format: the format that was read, never "auto".
     unreadable: rows of the file that were left out.
@@ -95,6 +103,7 @@ def read_log(
     *,
     member: str | None = None,
     separator: str | None = None,
+    quotes: bool = True,
     max_bad_rows: int = 0,
 ) -> Interactions:
     """Read a file, a folder of files or a zip archive; text is UTF-8, plain or gz.
@@ -103,18 +112,23 @@ def read_log(
         typed header; `table` = delimited text, JSON lines or Parquet; the others are raw formats of
         the catalog; `auto` looks at the content and takes `raw_format` where it is neither of the
         first two nor Parquet.
-    columns: `user`, `item`, `time` -> a column's name, or its position (from 0) in a file without
-        a header. `inter` fields are named without their type; positions mean its usual names. Raw
-        formats have their own columns.
-    member: which file of a zip archive. separator: one character; None = found from the first line.
-    max_bad_rows: unreadable rows that are left out and reported; one more is an error.
+    columns: `user`, `item`, `time` -> a column's name, or its position (from 0); all positions: the
+        file has no header. `inter` fields are named without their type. Raw formats have their
+        own columns.
+    member: which file of a zip archive. separator: one ASCII character, or `::`; None = found from
+        the first line. quotes: fields may be quoted as in CSV; False: `"` is a character as others.
+    max_bad_rows: unreadable rows that are left out and reported; one more is an error. Of
+        `sequences` and `xlong` every line has to be readable.
 
     Raises FileNotFoundError or ValueError, one line that names `data.path`, what was found, where
     (1-based line of the file) and the way out.
     """
     sources = find_sources(path, member)
     columns = {**DEFAULT_COLUMNS, **columns}
-    formats: set[Format] = {_find_format(s, format, raw_format) for s in sources}
+    tabular = separator is not None or any(isinstance(name, int) for name in columns.values())
+    if len(sources) > 1:
+        sources = [source for source in sources if source.path.stat().st_size] or sources
+    formats: set[Format] = {_find_format(s, format, raw_format, tabular) for s in sources}
     if len(formats) > 1:
         raise ValueError(f"data.path='{path}': files of several formats: {', '.join(formats)}")
     (found,) = formats
@@ -132,47 +146,62 @@ def read_log(
     if found == "xlong":
         parts = [(sources[0], read_xlong(sources))]
     else:
-        parts = [
-            (source, _read(source, found, columns, separator, max_bad_rows)) for source in sources
-        ]
+        parts = []
+        for source in sources:
+            try:
+                part = _read(source, found, columns, separator, quotes, max_bad_rows)
+                parts.append((source, part))
+            except EmptyFile as error:
+                if len(sources) == 1:
+                    raise
+                logger.info("left out: %s", error)
+        if not parts:
+            raise ValueError(f"data.path='{path}': every file of the folder is empty")
     return _combine(parts, found, max_bad_rows)
 
 
-def _find_format(source: Source, format: AnyFormat, raw_format: Format) -> Format:
+def _find_format(source: Source, format: AnyFormat, raw_format: Format, tabular: bool) -> Format:
+    """tabular: the caller has said what only a table has, a separator or numbers of columns."""
     head = source.read(HEAD)
     if not head.strip():
         raise ValueError(f"{source}: the file is empty")
-    if re.match(rb"\s*(<!doctype html|<html)", head, re.IGNORECASE):
-        raise ValueError(f"{source}: is a web page, not a log. Get the file again")
+    for pattern, what in _NO_LOGS.items():
+        if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
+            raise ValueError(f"{source}: is {what}")
     if format != "auto":
         return format
     if head[:4] == b"PAR1" or source.path.suffix == ".parquet":
         return "table"
-    if re.search(r"^[^\t]+:\w+(\t[^\t]+:\w+)+$", first_line(head)):
+    if re.search(r"^[^\t]+:\w+(\t[^\t]+:\w+)+$", first_line(source)[0]):
         return "inter"
-    return raw_format if head.translate(None, b"0123456789 \r\n") else "sequences"
+    only_numbers = not head.translate(None, b"0123456789 \r\n")
+    return "sequences" if only_numbers and not tabular else raw_format
 
 
 def _read(
-    source: Source, format: Format, columns: ColumnNames, separator: str | None, allowed: int
+    source: Source,
+    format: Format,
+    columns: ColumnNames,
+    separator: str | None,
+    quotes: bool,
+    allowed: int,
 ) -> RawRows:
     if format == "sequences":
         return _read_sequences(source)
     if format in ("steam", "steam-recbole"):
         return _read_steam(source, format == "steam-recbole", allowed)
     if format == "inter":
-        return read_delimited(source, columns, "\t", allowed, typed=True)
-    head = source.read(HEAD)
-    first = first_line(head)
-    if head[:4] == b"PAR1" or source.path.suffix == ".parquet":
+        return read_delimited(source, columns, "\t", False, allowed, typed=True)
+    if source.read(4) == b"PAR1" or source.path.suffix == ".parquet":
         return read_parquet(source, columns)
+    first, _ = first_line(source)
     if first.lstrip().startswith("{"):
         return read_json_lines(source, _AMAZON_NAMES if format == "amazon" else columns, allowed)
     if format in _BY_POSITION:
         columns = _BY_POSITION[format]
         if format == "movielens" and first.startswith("userId,"):
             columns = _MOVIELENS_NAMES
-    return read_delimited(source, columns, separator, allowed)
+    return read_delimited(source, columns, separator, quotes, allowed)
 
 
 def _read_sequences(source: Source) -> RawRows:
@@ -223,8 +252,8 @@ def _combine(
     parts: list[tuple[Source, RawRows]], format: Format, max_bad_rows: int
 ) -> Interactions:
     """Rows of all files, without those that cannot be read."""
-    users, user_ids = _codes([part.user for _, part in parts])
-    items, item_ids = _codes([part.item for _, part in parts])
+    users, user_ids = _codes("user", [(source, part.user) for source, part in parts])
+    items, item_ids = _codes("item", [(source, part.item) for source, part in parts])
     starts = np.cumsum([0, *(len(part.user) for _, part in parts)])
     times: list[np.ndarray] = []
     good = np.ones(len(users), bool)
@@ -247,9 +276,17 @@ def _combine(
     if n_faults:
         what = "; ".join(faults[:SHOWN])
         more = f" (in all {n_faults:,} unreadable rows)" if n_faults > SHOWN else ""
-        if n_faults > max_bad_rows:
-            raise ValueError(f"{what}{more}. {MEND}")
+        if n_faults > max_bad_rows or not good.any():
+            raise ValueError(f"{what}{more}. {MEND if good.any() else 'No row can be read'}")
         logger.warning("%d unreadable rows left out: %s", n_faults, what)
+    units = {
+        unit[0]: source.name
+        for (source, _), values in zip(parts, times)
+        if len(values) and (unit := time_unit(values))
+    }
+    if len(units) > 1:
+        found = ", ".join(f"{unit} in {name}" for unit, name in units.items())
+        raise ValueError(f"data.path: times differ in unit: {found}. Convert some of the files")
     log = Interactions(
         users,
         items,
@@ -267,13 +304,23 @@ def _fault(part: RawRows, wrong: dict[str, np.ndarray], row: int) -> str:
         if wrong[key][row]:
             return f"the {key} id is empty"
     assert part.time is not None
-    hint = " If it is a header, name data.columns.{user,item,time}." if row == 0 else ""
-    return f"time '{part.time[row]}' cannot be read (expected {TIME_FORMS}).{hint}".rstrip(".")
+    hint = "; if it is a header, name data.columns.{user,item,time}"
+    hint = hint if part.headless and row == 0 else ""
+    return f"time '{part.time[row]}' cannot be read (expected {TIME_FORMS}){hint}"
 
 
-def _codes(columns: list[pa.ChunkedArray]) -> tuple[np.ndarray, pa.StringArray]:
+def _codes(
+    key: str, columns: list[tuple[Source, pa.ChunkedArray]]
+) -> tuple[np.ndarray, pa.StringArray]:
     """Ids of all files -> codes (N,) int32, -1 for an empty or missing id; code -> id."""
-    chunks = [chunk for column in columns for chunk in _encode(column).chunks]
+    chunks = []
+    for source, column in columns:
+        try:
+            chunks += _encode(column).chunks
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
+            raise ValueError(
+                f"{source}: {key} ids of type {column.type} cannot be text (UTF-8)"
+            ) from None
     chunks = pa.chunked_array(chunks, IDS).unify_dictionaries().chunks
     codes = np.empty(sum(map(len, chunks)), np.int32)
     at = 0
@@ -288,20 +335,20 @@ def _codes(columns: list[pa.ChunkedArray]) -> tuple[np.ndarray, pa.StringArray]:
 
 
 def _encode(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Any column of plain values -> dictionary-encoded text."""
-    chunks = column.chunks
-    if not pa.types.is_dictionary(column.type) and chunks:
-        # One dictionary for all chunks: unifying a copy in each costs more than the encoding.
-        encoded = column.dictionary_encode().chunks
-        indices = pa.chunked_array([chunk.indices for chunk in encoded]).combine_chunks()
-        chunks = [pa.DictionaryArray.from_arrays(indices, encoded[0].dictionary)]
-    as_text = [
-        pa.DictionaryArray.from_arrays(
-            chunk.indices.cast(pa.int32()), chunk.dictionary.cast(pa.string())
-        )
-        for chunk in chunks
-    ]
-    return pa.chunked_array(as_text, IDS)
+    """Any column of plain values -> dictionary-encoded text; NaN is missing."""
+    if column.type == IDS:
+        return column
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        column = pa.chunked_array([pa.array(column.to_numpy(), from_pandas=True)])
+    # One dictionary for all chunks: unifying a copy in each costs more than the encoding.
+    encoded = column.dictionary_encode().chunks
+    if not encoded:
+        return pa.chunked_array([], IDS)
+    indices = pa.chunked_array([chunk.indices for chunk in encoded], pa.int32()).combine_chunks()
+    ids = encoded[0].dictionary.cast(pa.string())
+    return pa.chunked_array([pa.DictionaryArray.from_arrays(indices, ids)])
 
 
 def _only_used(log: Interactions) -> Interactions:

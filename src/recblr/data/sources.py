@@ -100,7 +100,7 @@ def _source(path: Path, member: str | None) -> Source:
         return Source(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+            names = [info.filename for info in archive.infolist() if _is_file(info)]
     except zipfile.BadZipFile as error:
         raise ValueError(
             f"data.path='{path}': the zip file is damaged or cut short ({error}). Get it again."
@@ -112,6 +112,10 @@ def _source(path: Path, member: str | None) -> Source:
     found = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     what = f"no file '{member}' in the archive" if member else "the archive has several files"
     raise ValueError(f"data.path='{path}': {what} (found: {found}). Set data.member=...")
+
+
+def _is_file(info: zipfile.ZipInfo) -> bool:
+    return not info.is_dir() and not info.filename.startswith("__MACOSX/")
 
 
 def fingerprint(path: str | Path) -> str:

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recblr.data.preprocess import Round, steps
+from recblr.data.preprocess import Counts, steps
 from recblr.data.readers import Interactions
 from recblr.data.sequences import SequenceStore
 from recblr.data.times import time_unit
-
-Counts = dict[str, int]  # users, items, interactions
 
 
 @dataclass(frozen=True)
@@ -25,30 +23,31 @@ class Statistics:
 
     format: str
     unreadable: int
-    raw: Round
-    sampled: Round | None
+    raw: Counts
+    sampled: Counts | None
     repeats_dropped: int
-    rounds: list[Round]
+    rounds: list[Counts]
     notes: list[str]
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Statistics:
         """From plain containers, which may hold more."""
         values = {name: plain[name] for name in cls.__dataclass_fields__}
-        values["raw"] = Round(*values["raw"])
-        values["rounds"] = [Round(*left) for left in values["rounds"]]
-        values["sampled"] = values["sampled"] and Round(*values["sampled"])
+        values["raw"] = Counts(*values["raw"])
+        values["rounds"] = [Counts(*left) for left in values["rounds"]]
+        values["sampled"] = values["sampled"] and Counts(*values["sampled"])
         return cls(**values)
 
-    def lines(self, store: SequenceStore, beside: Mapping[str, Counts | None]) -> list[str]:
+    def lines(self, store: SequenceStore, beside: Mapping[str, dict[str, int] | None]) -> list[str]:
         """A small table, with the counts of `beside` below, and what there is to know about it."""
         out = [f"{'format ' + self.format:<22}{'users':>12}{'items':>12}{'interactions':>14}"]
-        rows = {"raw": counts(self.raw), "sampled users": self.sampled and counts(self.sampled)}
-        rows |= {"prepared": counts_of(store), **beside}
+        own = {"raw": self.raw, "sampled users": self.sampled, "prepared": counts_of(store)}
+        rows = {name: counts._asdict() for name, counts in own.items() if counts} | dict(beside)
         for name, row in rows.items():
             if row:
-                users, items, events = (row[key] for key in ("users", "items", "interactions"))
-                out.append(f"{name:<22}{users:>12,}{items:>12,}{events:>14,}")
+                cells = (row.get(key) for key in ("users", "items", "interactions"))
+                users, items, events = ("unknown" if n is None else f"{n:,}" for n in cells)
+                out.append(f"{name:<22}{users:>12}{items:>12}{events:>14}")
         if self.unreadable:
             out.append(f"{self.unreadable:,} unreadable rows left out")
         if self.repeats_dropped:
@@ -69,17 +68,13 @@ class Statistics:
 
 
 def counts_of(store: SequenceStore) -> Counts:
-    return {"users": store.n_users, "items": store.n_items, "interactions": len(store.items)}
+    return Counts(len(store.items), store.n_users, store.n_items)
 
 
-def count(log: Interactions) -> Round:
+def count(log: Interactions) -> Counts:
     """Of the rows that are there: some ids may have lost theirs."""
     users, items = (np.count_nonzero(np.bincount(codes)) for codes in (log.users, log.items))
-    return Round(len(log), int(users), int(items))
-
-
-def counts(left: Round) -> Counts:
-    return {"users": left.users, "items": left.items, "interactions": left.rows}
+    return Counts(len(log), int(users), int(items))
 
 
 def time_notes(times: np.ndarray | None) -> list[str]:
@@ -87,13 +82,33 @@ def time_notes(times: np.ndarray | None) -> list[str]:
     notes = []
     if times is not None and (unit := time_unit(times)):
         name, per_second = unit
-        first, last = (np.datetime64(int(t // per_second), "s") for t in (times.min(), times.max()))
+        first, last = (_date(t / per_second) for t in (times.min(), times.max()))
         notes.append(f"times: {name}, {first} to {last} UTC")
-        if ahead := np.count_nonzero(times > time.time() * per_second):
+        if far := np.count_nonzero((times > 4.2e9 * per_second) | (abs(times) < 1e7 * per_second)):
+            notes.append(f"{far:,} times lie far from the others: are units mixed?")
+        elif ahead := np.count_nonzero(times > time.time() * per_second):
             notes.append(f"{ahead:,} times lie in the future")
     if times is not None and (below := np.count_nonzero(times < 0)):
         notes.append(f"{below:,} times are negative; they are sorted as they are")
     return notes
+
+
+def cut_note(store: SequenceStore, times: np.ndarray, cut: tuple[float, float]) -> str:
+    """Where a temporal split cuts, and how many events and users it leaves on each side."""
+    moments = np.quantile(times, cut, method="lower")
+    _, per_second = time_unit(times) or ("", 1)
+    first, second = (_date(moment / per_second) for moment in moments)
+    split = store.split
+    trained = int((split.train_stops - store.offsets[:-1]).sum())
+    return (
+        f"temporal split: {trained:,} events up to {first} train; {(split.val >= 0).sum():,} users "
+        f"have a validation target up to {second}, {(split.test >= 0).sum():,} a test target later"
+    )
+
+
+def _date(seconds: float) -> str:
+    """ISO date, or the number where it is none of the years that ISO 8601 has."""
+    return str(np.datetime64(int(seconds), "s")) if abs(seconds) < 2e11 else f"{seconds:g} s"
 
 
 def repeated(log: Interactions) -> float:

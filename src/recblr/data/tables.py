@@ -1,9 +1,8 @@
-"""Tables of events: delimited text, JSON lines, Parquet. Ids are strings, exactly as written.
+"""Delimited text -> columns of text. Ids are strings, exactly as written.
 
-Text is parsed by Arrow's readers, block by block: they are strict about the number of fields in
-every row and read ids as text from the start, so `0001` and `NA` stay what they are. pandas' own
-readers pad short rows in silence, and `engine="pyarrow"` infers types before it applies
-`dtype=str`.
+Arrow's CSV reader parses it block by block: it is strict about the number of fields in every row
+and reads ids as text from the start, so `0001` and `NA` stay what they are. pandas' own readers
+pad short rows in silence, and `engine="pyarrow"` infers types before it applies `dtype=str`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import contextlib
 import csv
 import io
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
@@ -20,10 +18,8 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.json as pajson
-import pyarrow.parquet as pq
 
-from recblr.data.sources import HEAD, Source
+from recblr.data.sources import Source
 
 ColumnNames = Mapping[str, str | int]
 
@@ -36,6 +32,10 @@ MEND = "Mend the file, or data.max_bad_rows=N leaves out up to N such rows"
 _FREQUENT = ("\t", ",", ";", "|")
 
 
+class EmptyFile(ValueError):
+    """A file without rows: an error alone, one of no consequence in a folder."""
+
+
 class RawRows(NamedTuple):
     """The readable rows of one file, and what is known of the others.
 
@@ -43,6 +43,7 @@ class RawRows(NamedTuple):
         whose rows are chronological per user.
     faults: (place, what is wrong) of rows that could not be split into fields.
     places: rows -> where each stands in the file, such as `line 7`; slow, for messages.
+    headless: read without a header, so that a first row of names would be a fault.
     """
 
     user: pa.ChunkedArray
@@ -50,34 +51,35 @@ class RawRows(NamedTuple):
     time: pa.ChunkedArray | None
     faults: list[tuple[str, str]]
     places: Callable[[list[int]], list[str]]
+    headless: bool = False
 
 
 def read_delimited(
-    source: Source, columns: ColumnNames, separator: str | None, allowed: int, typed: bool = False
+    source: Source,
+    columns: ColumnNames,
+    separator: str | None,
+    quotes: bool,
+    allowed: int,
+    typed: bool = False,
 ) -> RawRows:
     """Text with one row per line.
 
     columns: names if the first line is a header, positions from 0 if there is none.
-    separator: one character or `::`; None = found from the first line.
+    separator: one character or `::`; None = found from the first line. quotes: as in CSV.
     allowed: unreadable rows that the caller will bear; reading stops a little after that.
-    typed: RecBole's `.inter` files: fields of the header are `name:type`, quotes are literal.
+    typed: RecBole's `.inter` files: fields of the header are `name:type`.
     """
-    head = source.read(HEAD)
-    first = first_line(head)
-    quoted = not typed
+    first, blank = first_line(source)
     separator = separator or ("\t" if typed else find_separator(first, columns))
-    fields = _split(first, separator, quoted)
+    fields = _split(first, separator, quotes)
     if typed:
         fields = [name.rsplit(":", 1)[0] for name in fields]
-        columns = {
-            key: DEFAULT_COLUMNS[key] if isinstance(name, int) else name
-            for key, name in columns.items()
-        }
-    header = not all(isinstance(name, int) for name in columns.values())
+    header = typed or not all(isinstance(name, int) for name in columns.values())
     at = {key: position(source, key, name, fields, header) for key, name in columns.items()}
-    if header and len(head) < HEAD and not head[len(first.encode()) :].strip():
-        raise ValueError(f"{source}: nothing below the header '{first}'")
-    layout = _Layout(separator, len(fields), header, quoted)
+    above = blank + 1 if header else 0
+    if not first_line(source, above)[0]:
+        raise EmptyFile(f"{source}: nothing below the header '{first}'")
+    layout = _Layout(separator, len(fields), above, quotes)
     table, ragged = _parse(source, layout, list(at.values()), allowed + MORE)
     faults = _ragged_rows(source, layout, len(ragged)) if ragged else []
     faults += [("some line", "wrong number of fields")] * (len(ragged) - len(faults))
@@ -85,6 +87,7 @@ def read_delimited(
         *(table[str(layout.step * at[key])] for key in ("user", "item", "time")),
         faults=faults,
         places=lambda rows: [f"line {line}" for line in _lines_of(source, layout, rows)],
+        headless=not header,
     )
 
 
@@ -93,7 +96,7 @@ class _Layout(NamedTuple):
 
     separator: str
     width: int  # fields per row
-    header: bool
+    above: int  # lines up to and with the header
     quoted: bool
 
     @property
@@ -119,11 +122,8 @@ def _parse(
             return _parse_once(source, plain, wanted, limit, _Scan(stop_at_quotes=True))
     scan = _Scan(stop_at_quotes=False)
     table, ragged = _parse_once(source, layout, wanted, limit, scan)
-    if layout.quoted and scan.quotes % 2:
-        with source.open() as stream:
-            lines = sum(1 for line in io.TextIOWrapper(stream, errors="replace") if line.strip())
-        if len(table) + len(ragged) + layout.header < lines:
-            raise ValueError(f"{source}: a double quote is opened and never closed")
+    if layout.quoted and scan.quotes:
+        _check_quotes(source, layout, len(table) + len(ragged))
     return table, ragged
 
 
@@ -144,7 +144,7 @@ def _parse_once(
             table = pacsv.read_csv(
                 pa.PythonFile(scan, mode="r"),
                 read_options=pacsv.ReadOptions(
-                    column_names=names, block_size=BLOCK, skip_rows=int(layout.header)
+                    column_names=names, block_size=BLOCK, skip_rows=layout.above
                 ),
                 parse_options=pacsv.ParseOptions(
                     delimiter=layout.separator[0],
@@ -173,6 +173,27 @@ def _parse_once(
             (line,) = _lines_of(source, layout, [row])
             raise ValueError(f"{source}: line {line}: a single ':' where '::' separates fields")
     return table, ragged
+
+
+def _check_quotes(source: Source, layout: _Layout, rows: int) -> None:
+    """Refuse a stray quote that has swallowed lines: Arrow reads on to the next one in silence."""
+    with source.open() as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="")
+        lines = itertools.islice(text, layout.above, None)
+        if rows >= sum(1 for line in lines if line.strip()):
+            return
+    with source.open() as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="")
+        strict = _csv_rows(text, layout.separator, quoted=True, strict=True)
+        line = 0
+        try:
+            for _ in strict:
+                line = strict.line_num
+        except csv.Error:
+            raise ValueError(
+                f"{source}: line {line + 1}: a double quote is opened and never closed, or closed "
+                "inside a field. Write it as two, or data.quotes=false takes quotes as they are"
+            ) from None
 
 
 class _QuoteFound(Exception):
@@ -237,10 +258,11 @@ def _split(line: str, separator: str, quoted: bool) -> list[str]:
     return fields[:: len(separator)]
 
 
-def _csv_rows(text: Any, separator: str, quoted: bool):
+def _csv_rows(text: Any, separator: str, quoted: bool, strict: bool = False):
     """A csv.reader; `::` gives an empty field between any two."""
+    csv.field_size_limit(1 << 30)
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    return csv.reader(text, delimiter=separator[0], quoting=quoting)
+    return csv.reader(text, delimiter=separator[0], quoting=quoting, strict=strict)
 
 
 def position(source: Source, key: str, name: str | int, fields: list[str], header: bool) -> int:
@@ -255,7 +277,7 @@ def position(source: Source, key: str, name: str | int, fields: list[str], heade
     if fields.count(name) == 1:
         return fields.index(name)
     what = "no column" if name not in fields else "more than one column"
-    found = ", ".join(fields)[:200]
+    found = ", ".join(f if f == f.strip() else repr(f) for f in fields)[:200]
     way_out = "a name" + (", or for a file without header a position from 0" if header else "")
     untimed = "; a log without times has no order" if key == "time" else ""
     raise ValueError(
@@ -264,8 +286,14 @@ def position(source: Source, key: str, name: str | int, fields: list[str], heade
     )
 
 
-def first_line(data: bytes) -> str:
-    return re.split(rb"[\r\n]", data, maxsplit=1)[0].decode(errors="replace")
+def first_line(source: Source, above: int = 0) -> tuple[str, int]:
+    """The first line below `above` that is not blank, "" if there is none, and its index."""
+    with source.open() as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", errors="replace")
+        for index, line in enumerate(text):
+            if index >= above and line.strip():
+                return line.rstrip("\n"), index
+    return "", 0
 
 
 def _numbered_rows(source: Source, layout: _Layout) -> Iterator[tuple[int, list[str]]]:
@@ -275,7 +303,7 @@ def _numbered_rows(source: Source, layout: _Layout) -> Iterator[tuple[int, list[
         rows = _csv_rows(text, layout.separator, layout.quoted)
         line = 0
         for row in rows:
-            if row and (line or not layout.header):
+            if row and line >= layout.above:
                 yield line + 1, row
             line = rows.line_num
 
@@ -285,7 +313,8 @@ def _ragged_rows(source: Source, layout: _Layout, limit: int) -> list[tuple[str,
     faults = []
     for line, row in itertools.islice(rows, limit):
         found = -(-len(row) // layout.step)
-        what = f"{found} fields, expected {layout.width} (separator {layout.separator!r})"
+        fields = "1 field" if found == 1 else f"{found} fields"
+        what = f"{fields}, expected {layout.width} (separator {layout.separator!r})"
         if found == layout.width:
             what = "a single ':' where '::' separates fields"
         faults.append((f"line {line}", what))
@@ -314,81 +343,3 @@ def not_utf8(source: Source) -> str | None:
             except UnicodeDecodeError:
                 return f"line {number}: not UTF-8. Convert the file (iconv -f LATIN1 -t UTF-8)"
     return None
-
-
-def read_parquet(source: Source, columns: ColumnNames) -> RawRows:
-    try:
-        file = pq.ParquetFile(pa.BufferReader(source.read()) if source.member else source.path)
-        fields = file.schema_arrow.names
-        at = {k: position(source, k, v, fields, False) for k, v in columns.items()}
-        table = file.read(columns=[fields[p] for p in at.values()])
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{source}: not a readable Parquet file ({error})") from None
-    if not len(table):
-        raise ValueError(f"{source}: the table has no rows")
-    values = (table[fields[at[key]]] for key in ("user", "item", "time"))
-    return RawRows(*values, faults=[], places=lambda rows: [f"row {row + 1}" for row in rows])
-
-
-def read_json_lines(source: Source, columns: ColumnNames, allowed: int) -> RawRows:
-    """One JSON object per line. The values of the first line say which types to expect."""
-    names = {key: str(name) for key, name in columns.items()}
-    first = _parse_json(first_line(source.read(HEAD)))
-    if not isinstance(first, dict):
-        raise ValueError(f"{source}: line 1: not a JSON object on one line")
-    for key, name in names.items():
-        position(source, key, name, list(first), False)
-    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    types = [(name, kinds.get(type(first[name]), pa.string())) for name in names.values()]
-    options = pajson.ParseOptions(
-        explicit_schema=pa.schema(types), unexpected_field_behavior="ignore"
-    )
-    with source.open() as stream:
-        try:
-            table = pajson.read_json(
-                pa.PythonFile(stream, mode="r"),
-                read_options=pajson.ReadOptions(block_size=BLOCK),
-                parse_options=options,
-            )
-        except pa.ArrowInvalid:  # a broken line, or mixed types
-            return _read_json_slowly(source, names, allowed)
-
-    def places(rows: list[int]) -> list[str]:
-        with source.open() as lines:
-            numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
-        return [f"line {numbers[row]}" for row in rows]
-
-    return RawRows(*(table[name] for name in names.values()), faults=[], places=places)
-
-
-def _read_json_slowly(source: Source, names: dict[str, str], allowed: int) -> RawRows:
-    rows: list[list[str]] = []
-    numbers: list[int] = []
-    faults: list[tuple[str, str]] = []
-    with source.open() as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            event = _parse_json(line.decode(errors="replace"))
-            if isinstance(event, dict) and all(
-                isinstance(event.get(name, ""), (str, int, float)) for name in names.values()
-            ):
-                rows.append([str(event.get(name, "")) for name in names.values()])
-                numbers.append(number)
-            else:
-                faults.append((f"line {number}", "not a JSON object with plain values"))
-                if len(faults) > allowed + MORE:
-                    break
-    values = zip(*rows) if rows else ([], [], [])
-    columns = (pa.chunked_array([pa.array(list(v), pa.string())]) for v in values)
-    return RawRows(
-        *columns, faults=faults, places=lambda rows: [f"line {numbers[r]}" for r in rows]
-    )
-
-
-def _parse_json(line: str) -> Any:
-    """The value, or None for a line that is no JSON."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None

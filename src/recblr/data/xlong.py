@@ -16,28 +16,31 @@ from recblr.data.tables import RawRows, read_tokens
 
 def read_xlong(sources: list[Source]) -> RawRows:
     """Rows of all files together. Raises ValueError, naming file and line, for a malformed row."""
-    longest: dict[bytes, bytes] = {}
-    counts: dict[bytes, int] = {}
+    longest: dict[str, str] = {}
+    counts: dict[str, int] = {}
     for source in sources:
         with source.open() as stream:
             for number, line in enumerate(stream, start=1):
-                fields = line.rstrip(b"\r\n").split(b"\t")
-                if fields == [b""]:
+                try:
+                    fields = line.decode().rstrip("\r\n").split("\t")
+                except UnicodeDecodeError:
+                    raise ValueError(f"{source}: line {number}: not UTF-8") from None
+                if fields == [""]:
                     continue
-                if len(fields) != 5 or not all(fields[1:4]) or b",," in fields[2]:
+                if len(fields) != 5 or not all(fields[1:4]) or ",," in fields[2]:
                     raise ValueError(
                         f"{source}: line {number}: expected 5 fields (row, user, items, next item, "
                         f"negative items), found {len(fields)} or an empty one"
                     )
                 _, user, history, following, _ = fields
-                items = history.strip(b",") + b"," + following
-                n_items = items.count(b",") + 1
+                items = history.strip(",") + "," + following
+                n_items = items.count(",") + 1
                 if n_items > counts.get(user, 0):
                     longest[user], counts[user] = items, n_items
     lengths = np.fromiter((counts[user] for user in longest), np.int64, len(longest))
-    items = read_tokens(b",".join(longest.values()).replace(b",", b"\n"))
+    items = read_tokens(",".join(longest.values()).replace(",", "\n").encode())
     users = pa.DictionaryArray.from_arrays(
         pa.array(np.repeat(np.arange(len(longest), dtype=np.int32), lengths)),
-        pa.array([user.decode() for user in longest], pa.string()),
+        pa.array(list(longest), pa.string()),
     )
     return RawRows(pa.chunked_array([users]), items, None, [], lambda rows: [])

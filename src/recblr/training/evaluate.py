@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from recblr.data.datamodule import Part, SequenceDataModule
-from recblr.data.loader import PackedLoader, SequenceStore
+from recblr.data.loader import PackedLoader
+from recblr.data.sequences import SequenceStore
 from recblr.models.base import Scorer
 from recblr.models.markov import Markov
 from recblr.models.popularity import Popularity
