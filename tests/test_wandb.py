@@ -81,7 +81,7 @@ def test_run_ends_without_login_or_network_and_says_offline_in_one_line(offline)
 def test_its_files_are_in_the_run_folder_only(offline):
     (file,) = offline.cwd.rglob("*.wandb")
     assert file.is_relative_to(offline.run.path / "wandb")
-    assert {path.name for path in offline.cwd.iterdir()} == {"log.inter", "runs"}
+    assert {path.name for path in offline.cwd.iterdir()} == {"log.inter", "data", "runs"}
 
 
 def test_run_is_named_grouped_and_tagged(offline):
