@@ -4,10 +4,11 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
 BENCH ?= data
+GPU_TESTS := $(addprefix tests/ops/test_,fused.py scan.py parallel.py conv_triton.py)
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-slow test-all lint bench clean clean-data
+.PHONY: help setup demo test test-slow test-all test-gpu lint bench bench-gpu clean clean-data
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +34,12 @@ test-all: test test-slow ## both
 
 lint: .venv/ready ## ruff and pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+test-gpu: ## the kernel tests on a CUDA device (PYTHON=python3 with torch, triton and pytest; no .venv)
+	PYTHONPATH=src $(PYTHON) -m pytest -o addopts= $(GPU_TESTS) $(ARGS)
+
+bench-gpu: ## measure the kernels on a CUDA device (PYTHON=python3 with torch and triton; no .venv)
+	PYTHONPATH=src $(PYTHON) benchmarks/bench_gpu.py $(ARGS)
 
 bench: .venv/ready ## measure, and write results/speed.csv (BENCH=data: that one alone)
 	$(BIN)/python benchmarks/bench_$(BENCH).py $(ARGS)

@@ -64,6 +64,8 @@ def main(cfg: DictConfig) -> None:
             else:
                 if not trained:
                     log.info("scan=%s runs as %s", cfg.scan, scan)
+                    if cfg.precision == "bf16-mixed":
+                        validate.warn_of_slow_bf16(accelerator)
                     cfg.trainer.accelerator = accelerator
                     fit(cfg, config, data, model, run, loggers)
                 load_weights(model, read_checkpoint(run.checkpoints / "best.ckpt"))
@@ -85,7 +87,12 @@ def fit(cfg: DictConfig, config: dict, data, model, run, loggers: list) -> None:
     identity = {"config": config, "split_hash": data.split_hash}
     identity["item_ids"] = data.store.item_ids.tolist()
     module = SequentialRecommender(
-        model, data.store.n_items, build(cfg.objective), build(cfg.optimizer), identity
+        model,
+        data.store.n_items,
+        build(cfg.objective),
+        build(cfg.optimizer),
+        identity,
+        cfg.precision,
     )
     if cfg.trainer.accelerator == "cpu":
         seconds = module.warm_up(next(iter(data.train_dataloader())))

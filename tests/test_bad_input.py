@@ -27,7 +27,8 @@ CONFIGURATION = [
     ("trainer=fast", "trainer=fast: no such trainer", "default, smoke"),
     ("logger=tensorboard", "logger=tensorboard: no such logger", "csv, wandb"),
     ("objective=bpr", "objective=bpr: no such objective", "cross_entropy"),
-    ("scan=fused", "scan='fused'", "auto, reference, serial, cpu"),
+    ("scan=quick", "scan='quick'", "auto, reference, serial, parallel_sp, parallel_ep, fused, cpu"),
+    ("precision=half", "precision='half'", "32-true, bf16-mixed"),
     ("target_mode=all", "target_mode='all'", "all_positions, prefix"),
     ("model.lambda_init=zero", "model.lambda_init='zero'", "uniform, linspace, random"),
     ("data.format=csv", "data.format='csv'", "auto, sequences, inter, table"),
@@ -133,6 +134,15 @@ def test_sweep_goes_on_after_a_bad_job_and_ends_with_its_error(tmp_path):
     assert outcome.err.splitlines()[-1].startswith("error: data.min_interactions=90: nothing is")
     (folder,) = run_folders(tmp_path / "runs")
     assert (folder / "README.md").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the Triton scans run here")
+@pytest.mark.parametrize("scan", ["fused", "parallel_sp", "parallel_ep"])
+def test_triton_scan_without_a_gpu_is_refused_before_data_is_read(tmp_path, monkeypatch, scan):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    outcome = invoke("train", *ABSENT, f"scan={scan}", cwd=tmp_path)
+    refused(outcome, f"scan={scan} cannot run", "CUDA", "reference, serial, cpu, auto do")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from command_line import (
     write_log,
 )
 
-from recblr.ops.bd_lru import BACKENDS
+from recblr.ops.backends import BACKENDS
 from recblr.run_folder import METRICS, RunFolder
 
 FILES = {

@@ -7,7 +7,7 @@ plus FLOOR roundings, because on a small case the reference can be exact by luck
 
 import torch
 
-MULTIPLE = {"bd_lru": 6, "causal_conv": 6, "cross_entropy": 6}
+MULTIPLE = {"bd_lru": 6, "causal_conv": 6, "cross_entropy": 6, "scan": 6}
 FLOOR = 8  # in units of the precision's epsilon
 
 # A gate below 1e-38 is no normal float32, and the input scale is its square root: values of about

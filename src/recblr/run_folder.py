@@ -25,8 +25,6 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 Config = dict[str, Any]
 
 log = logging.getLogger(__name__)
@@ -67,6 +65,8 @@ class RunFolder:
         """Create the folder anew and write what is known before training."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
+        import yaml
+
         self._write("config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         self.write_json("environment.json", environment)
 
@@ -128,6 +128,8 @@ class RunFolder:
             writer.writerow(row)
 
     def read_config(self) -> Config:
+        import yaml
+
         return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:

@@ -8,9 +8,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tolerances import allowed_error, assert_close, relative_error
 
-from recblr.ops.bd_lru import BACKENDS, bd_lru, resolve_backend
+from recblr.ops.backends import resolve_backend
+from recblr.ops.bd_lru import bd_lru
 
-FAST = ("serial", "cpu")
+FAST = ("serial", "cpu")  # the Triton backends have test files of their own
+BACKENDS = ("reference", *FAST)
 NAMES = ("u", "gates", "lambda_", "h0", "z")
 LENGTHS = st.lists(st.sampled_from((0, 1, 2, 3, 7, 15, 16, 17, 33, 63, 64, 65)), max_size=6)
 
@@ -265,19 +267,47 @@ def test_a_named_backend_that_cannot_run_says_why(monkeypatch):
         bd_lru(**make([3], 2), backend="cpu")
     with pytest.raises(ValueError, match=r"scan=cpu cannot run: .* on cuda"):
         resolve_backend("cpu", "cuda", torch.float32)
-    with pytest.raises(ValueError, match="'quick' is unknown; choose from reference, serial, cpu"):
+    with pytest.raises(ValueError, match="'quick' is unknown; choose from reference, serial, par"):
         bd_lru(**make([3], 2), backend="quick")
+    with pytest.raises(ValueError, match=r"scan=fused cannot run: it computes in float32"):
+        resolve_backend("fused", "cuda", torch.float64)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for scan in ("fused", "parallel_sp", "parallel_ep"):
+        said = (
+            rf"scan={scan} cannot run: Triton needs a CUDA device, .* CPU; reference, serial, cpu"
+        )
+        with pytest.raises(ValueError, match=said):
+            resolve_backend(scan, "cpu", torch.float32)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="numba is not installed"):
         resolve_backend("cpu", "cpu", torch.float32)
+    with pytest.raises(ValueError, match="triton is not installed"):
+        resolve_backend("fused", "cuda", torch.float32)
     assert resolve_backend("auto", "cpu", torch.float32) == "serial"
+    assert resolve_backend("auto", "cuda", torch.float32) == "serial"
 
 
 def test_auto_is_the_fastest_that_runs_here():
     assert resolve_backend("auto", "cpu", torch.float32) == "cpu"
     assert resolve_backend("auto", "cpu", torch.float64) == "serial"
-    assert resolve_backend("auto", "cuda", torch.float32) == "serial"
+    assert resolve_backend("auto", "cuda", torch.float32) == "fused"
+    assert resolve_backend("auto", "cuda", torch.float64) == "serial"
     assert resolve_backend("reference", "cuda", torch.float64) == "reference"
+    assert resolve_backend("parallel_ep", "cuda", torch.float32) == "parallel"
+
+
+@pytest.mark.parametrize(
+    ("cu_seqlens", "message"),
+    [
+        ([0, 2], r"cu_seqlens spans 0..2, expected 0..3, the rows given"),
+        ([1, 3], r"cu_seqlens spans 1..3, expected 0..3"),
+        ([0, 2, 1, 3], r"cu_seqlens falls from 2 to 1 at index 2: lengths cannot be negative"),
+    ],
+)
+def test_wrong_cu_seqlens_are_named(cu_seqlens, message):
+    inputs = make([3], 2, h0=False) | {"cu_seqlens": torch.tensor(cu_seqlens)}
+    with pytest.raises(ValueError, match=message):
+        bd_lru(**inputs, backend="reference")
 
 
 @pytest.mark.parametrize(
@@ -287,7 +317,7 @@ def test_auto_is_the_fastest_that_runs_here():
         ("lambda_", torch.zeros(3), r"lambda_ has shape \(3,\), expected \(2,\)"),
         ("h0", torch.zeros(2, 2), r"h0 has shape \(2, 2\), expected \(1, 2\)"),
         ("z", torch.zeros(3, 2), r"z is torch.float64|u of torch.float32"),
-        ("cu_seqlens", torch.tensor([0, 3]).int(), "cu_seqlens is torch.int32, expected"),
+        ("cu_seqlens", torch.tensor([0, 3]).int(), "cu_seqlens is torch.int32 of shape"),
     ],
 )
 def test_a_wrong_argument_is_named(name, wrong, message):

@@ -32,35 +32,76 @@ padding row.
 Departures from the released code: sequences are packed, so no padding step passes the convolution
 and leaks into the state; sqrt(1 - a^2) without an epsilon, by expm1, with its exact gradient;
 exp(-softplus(Lambda)) starts uniform on [0.9, 0.999] as the paper says, where the release spaces
-Lambda evenly (`lambda_init="linspace"`); W_x and W_z are two matrices, not one.
+Lambda evenly (`lambda_init="linspace"`); W_x and W_z are two matrices, not one. `released=True`
+computes the release's function: 1e-8 under the root, and as h0 the state that its P padding steps
+leave, P = the next power of two above max_length minus max_length: with u = SiLU(conv bias) there
+and its a and v, h0 = v (1 - a^P) / (1 - a).
+
+`scan="parallel_sp"` and `"parallel_ep"` are the two rows of the paper's Table 5: sequences padded
+on the left to a power of two before the embedding, or only the states just before the BD-LRU.
+Padded steps are zeroed before and after the convolution, so that both compute the same function.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
-from recblr.ops.bd_lru import Scan, bd_lru
+from recblr.ops.backends import Scan
+from recblr.ops.bd_lru import bd_lru
 from recblr.ops.causal_conv import causal_conv
+from recblr.ops.dropout import Dropout
 
 LayerState = tuple[Tensor, Tensor]  # h (B, C) and the last W-1 convolution inputs (B, W-1, C)
 
 DECAY_RANGE = (0.9, 0.999)  # of exp(-softplus(Lambda)) at the start, sec. 3.2
 WEIGHT_STD = 0.02
 NORM_EPS = 1e-12
+SHUT = -1e4  # a gate pre-activation whose sigmoid is 0
+RELEASED_EPS = 1e-8  # under the square root of the released code
+
+
+class Layout(NamedTuple):
+    """How the rows that a layer computes lie.
+
+    cu_seqlens (B+1,): of the rows; cu_seqlens_host: the same on the CPU, if known. rows (R,): those
+    whose output is wanted; None = all. real (N,) bool: False for padding steps; None = there are
+    none.
+    """
+
+    cu_seqlens: Tensor
+    cu_seqlens_host: Tensor | None
+    rows: Tensor | None = None
+    real: Tensor | None = None
+
+    def zero_padding(self, x: Tensor) -> Tensor:
+        return x if self.real is None else x * self.real[:, None]
 
 
 class GatedRecurrent(nn.Module):
-    """Convolution and BD-LRU on C channels, gated by SiLU(z) (Algorithm 1)."""
+    """Convolution and BD-LRU on C channels, gated by SiLU(z) (Algorithm 1).
 
-    def __init__(self, d_model: int, expansion: int, conv_width: int, lambda_init: str, scan: Scan):
+    leaked_steps: the padding steps of the released code that precede each sequence; None = clean.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        expansion: int,
+        conv_width: int,
+        lambda_init: str,
+        leaked_steps: int | None,
+        scan: Scan,
+    ):
         super().__init__()
         self.channels = channels = expansion * d_model
         self.conv_width, self.scan = conv_width, scan
+        self.leaked_steps, self.eps = leaked_steps, 0.0 if leaked_steps is None else RELEASED_EPS
         self.in_proj = nn.Linear(d_model, channels, bias=False)
         self.gate_proj = nn.Linear(d_model, channels, bias=False)
         bound = 1 / math.sqrt(conv_width)  # torch's own start for a depthwise Conv1d
@@ -70,31 +111,49 @@ class GatedRecurrent(nn.Module):
         self.lambda_ = nn.Parameter(initial_lambda(channels, lambda_init))
         self.out_proj = nn.Linear(channels, d_model, bias=False)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, rows: Tensor | None = None) -> Tensor:
-        """x (N, D) -> (N, D), or the given rows of it (R, D)."""
-        y, _ = self._recur(x, cu_seqlens, state=(None, None))
-        return self.out_proj(y if rows is None else y[rows])
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """x (N, D) -> (N, D), or the rows of it that `layout` asks for (R, D)."""
+        state = self.init_state(layout.cu_seqlens.numel() - 1)
+        y, _ = self._recur(x, layout, state)
+        return self.out_proj(y if layout.rows is None else y[layout.rows])
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """One row for each of B sequences: x (B, D) -> (B, D)."""
         one_each = torch.arange(len(x) + 1, device=x.device)
-        y, state = self._recur(x, one_each, state)
+        y, state = self._recur(x, Layout(one_each, None), state)
         return self.out_proj(y), state
 
-    def _recur(
-        self, x: Tensor, cu_seqlens: Tensor, state: LayerState | tuple[None, None]
-    ) -> tuple[Tensor, LayerState]:
+    def init_state(self, sequences: int) -> LayerState:
+        """h (B, C) and the convolution's inputs (B, W-1, C) before the first row."""
+        conv_state = self.lambda_.new_zeros(sequences, self.conv_width - 1, self.channels)
+        if not self.leaked_steps:
+            return self.lambda_.new_zeros(sequences, self.channels), conv_state
+        u = F.silu(self.conv_bias)
+        r, i = torch.sigmoid(self.gates(u)).chunk(2)
+        log_a = -F.softplus(self.lambda_) * r
+        v = torch.sqrt(self.eps - torch.expm1(2 * log_a)) * i * u
+        h0 = v * torch.expm1(self.leaked_steps * log_a) / torch.expm1(log_a)
+        return h0.expand(sequences, -1), conv_state
+
+    def _recur(self, x: Tensor, layout: Layout, state: LayerState) -> tuple[Tensor, LayerState]:
         h0, conv_state = state
+        p = layout.zero_padding(self.in_proj(x))
         u, conv_state = causal_conv(
-            self.in_proj(x),
-            self.conv_weight,
-            self.conv_bias,
-            cu_seqlens,
-            conv_state,
-            backend=self.scan,
+            p, self.conv_weight, self.conv_bias, layout.cu_seqlens, conv_state, backend=self.scan
         )  # (N, C)
+        u, gates = layout.zero_padding(u), self.gates(u)
+        if layout.real is not None:  # decay 1, input scale 0: h0 passes the padding as it is
+            gates = gates.masked_fill(~layout.real[:, None], SHUT)
         y, h = bd_lru(
-            u, self.gates(u), self.lambda_, cu_seqlens, h0, z=self.gate_proj(x), backend=self.scan
+            u,
+            gates,
+            self.lambda_,
+            layout.cu_seqlens,
+            h0,
+            z=self.gate_proj(x),
+            eps=self.eps,
+            backend=self.scan,
+            cu_seqlens_host=layout.cu_seqlens_host,
         )  # (N, C)
         return y, (h, conv_state)
 
@@ -106,10 +165,10 @@ class FeedForward(nn.Module):
         super().__init__()
         self.inner = nn.Linear(d_model, 4 * d_model)
         self.outer = nn.Linear(4 * d_model, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(nn.functional.silu(self.inner(x)))  # (N, 4D)
+        hidden = self.dropout(F.silu(self.inner(x)))  # (N, 4D)
         return self.dropout(self.outer(hidden))
 
 
@@ -122,12 +181,12 @@ class BehaviorLayer(nn.Module):
         self.recurrent_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
         self.pffn = FeedForward(d_model, dropout)
         self.pffn_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, rows: Tensor | None = None) -> Tensor:
-        """x (N, D) -> (N, D), or the given rows of it (R, D)."""
-        y = self.recurrent(x, cu_seqlens, rows)
-        return self._merge(x if rows is None else x[rows], y)
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """x (N, D) -> (N, D), or the rows of it that `layout` asks for (R, D)."""
+        y = self.recurrent(x, layout)
+        return self._merge(x if layout.rows is None else x[layout.rows], y)
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         y, state = self.recurrent.step(x, state)
@@ -152,6 +211,8 @@ class RecBLR(nn.Module):
         conv_width: int = 4,
         dropout: float = 0.2,
         lambda_init: Literal["uniform", "linspace", "random"] = "uniform",
+        released: bool = False,
+        max_length: int | None = None,
         scan: Scan = "auto",
     ):
         super().__init__()
@@ -167,11 +228,21 @@ class RecBLR(nn.Module):
             raise ValueError(f"scan={scan!r}: choose from {', '.join(get_args(Scan))}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: must be in [0, 1)")
+        leaked_steps = None
+        if released:
+            if max_length is None:
+                raise ValueError("model.released=true needs max_length, which it pads to")
+            leaked_steps = _power_of_two(max_length) - max_length
+        self.scan = scan
         self.embedding = nn.Embedding(n_items + 1, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
         recurrent = dict(
-            expansion=expansion, conv_width=conv_width, lambda_init=lambda_init, scan=scan
+            expansion=expansion,
+            conv_width=conv_width,
+            lambda_init=lambda_init,
+            leaked_steps=leaked_steps,
+            scan=scan,
         )
         self.layers = nn.ModuleList(
             BehaviorLayer(d_model, dropout, **recurrent) for _ in range(n_layers)
@@ -182,25 +253,23 @@ class RecBLR(nn.Module):
         return self.embedding.weight
 
     def encode(self, batch: SequenceBatch) -> Tensor:
-        x = self._embed(batch.items)
+        items, layout = self._lay_out(batch)
+        x = self._embed(items)
         for layer in self.layers:
-            x = layer(x, batch.cu_seqlens)
-        return x
+            x = layer(x, layout)
+        return x if layout.real is None else x[layout.real]
 
     def represent(self, batch: SequenceBatch) -> Tensor:
-        x = self._embed(batch.items)
+        items, layout = self._lay_out(batch)
+        x = self._embed(items)
         for layer in self.layers[:-1]:
-            x = layer(x, batch.cu_seqlens)
-        return self.layers[-1](x, batch.cu_seqlens, rows=batch.last)
+            x = layer(x, layout)
+        rows = batch.last if layout.real is None else layout.cu_seqlens[1:] - 1
+        return self.layers[-1](x, layout._replace(rows=rows))
 
     def init_state(self, batch_size: int) -> list[LayerState]:
-        """The state of `batch_size` users without a history: zeros, per layer."""
-        state = []
-        for layer in self.layers:
-            like, channels = layer.recurrent.lambda_, layer.recurrent.channels
-            h = like.new_zeros(batch_size, channels)
-            state.append((h, like.new_zeros(batch_size, layer.recurrent.conv_width - 1, channels)))
-        return state
+        """The state of `batch_size` users without a history, per layer."""
+        return [layer.recurrent.init_state(batch_size) for layer in self.layers]
 
     def step(self, items: Tensor, state: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
         """Feed one item (B,) to each of B users: representation (B, D) and the next state."""
@@ -210,8 +279,24 @@ class RecBLR(nn.Module):
             next_state.append(layer_state)
         return x, next_state
 
+    def _lay_out(self, batch: SequenceBatch) -> tuple[Tensor, Layout]:
+        """Items (N,) and their layout: packed, or padded on the left for `parallel_sp`."""
+        if self.scan != "parallel_sp":
+            return batch.items, Layout(batch.cu_seqlens, batch.cu_seqlens_host)
+        padded = batch.padded("left")  # (B, T)
+        longest = padded.shape[1]
+        padded = F.pad(padded, (_power_of_two(longest) - longest, 0))
+        host = torch.arange(len(padded) + 1) * padded.shape[1]
+        items = padded.flatten()
+        return items, Layout(host.to(items.device), host, real=items > 0)
+
     def _embed(self, items: Tensor) -> Tensor:
         return self.norm(self.dropout(self.embedding(items)))
+
+
+def _power_of_two(length: int) -> int:
+    """The smallest power of two that is not below a length."""
+    return 1 << max(length - 1, 0).bit_length()
 
 
 def initial_lambda(channels: int, how: str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -16,13 +16,15 @@ from recblr.models.base import Scorer, block_scorer
 from recblr.ops.rank import count_ranks
 
 CHECKPOINT_KEY = "recblr"
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 class SequentialRecommender(L.LightningModule):
     """Trains and evaluates any model of `recblr.models.base`.
 
     identity: plain containers stored in every checkpoint (config, split hash, raw item ids), so
-    that a checkpoint needs no flags.
+    that a checkpoint needs no flags. precision: `bf16-mixed` trains with bfloat16 products;
+    recurrence, softmax, weights and every evaluation stay in float32.
     """
 
     def __init__(
@@ -32,10 +34,12 @@ class SequentialRecommender(L.LightningModule):
         objective: Callable[[Any, SequenceBatch], Tensor] | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         identity: dict[str, Any] | None = None,
+        precision: Precision = "32-true",
     ):
         super().__init__()
         self.model, self.n_items = model, n_items
         self.objective, self.optimizer, self.identity = objective, optimizer, identity
+        self.half = precision == "bf16-mixed"
         self.metrics = RankingMetrics()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -44,7 +48,8 @@ class SequentialRecommender(L.LightningModule):
 
     def training_step(self, batch: SequenceBatch) -> Tensor:
         assert self.objective is not None
-        return self.objective(self.model, batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            return self.objective(self.model, batch)
 
     def warm_up(self, batch: SequenceBatch) -> float:
         """Seconds of one step that changes nothing: kernels are compiled in it, not in epoch 1."""

@@ -21,14 +21,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from recblr.data.datamodule import Part
-from recblr.ops.bd_lru import resolve_backend
+from recblr.ops.backends import resolve_backend
+from recblr.training.module import Precision
 
 log = logging.getLogger(__name__)
 
 LARGEST_SEED = 2**32 - 1  # numpy's
 # Keys that no constructor takes, so no signature describes them.
 TRAIN_KEYS = {"seed": int, "test": bool, "overwrite": bool, "smoke": bool}
-TRAIN_KEYS |= {"paths.runs": str, "paths.data": str}
+TRAIN_KEYS |= {"paths.runs": str, "paths.data": str, "precision": Precision}
 EVALUATE_KEYS = {"ckpt_path": str, "split": Part, "mask_history": bool | None}
 EVALUATE_KEYS |= {"data.path": str | None}
 
@@ -54,8 +55,18 @@ def choose_accelerator(asked: str) -> str:
 
 
 def choose_scan(scan: str, accelerator: str) -> str:
-    """The backend that `scan` means on this machine; ValueError where it cannot run."""
-    return resolve_backend(scan, "cpu" if accelerator == "cpu" else "cuda", torch.float32)
+    """The scan that runs for `scan` on this machine; ValueError where it cannot."""
+    backend = resolve_backend(scan, "cpu" if accelerator == "cpu" else "cuda", torch.float32)
+    return backend if scan == "auto" else scan
+
+
+def warn_of_slow_bf16(accelerator: str) -> None:
+    """bfloat16 without instructions for it costs time in place of saving it."""
+    supported = [
+        getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile")
+    ]
+    if accelerator == "cpu" and not any(supported):
+        log.warning("precision=bf16-mixed: this CPU has no bfloat16 instructions: slower than 32")
 
 
 def check_run(cfg: DictConfig, config_file: Path) -> None:
@@ -220,7 +231,9 @@ def _describe(hint: Any) -> str:
 def _check_overrides_are_read(cfg: DictConfig, overrides: list[str], multirun: bool) -> None:
     read = set(_READ_BY_ALL)
     skipped = set()
-    if is_floor(cfg):
+    if not is_floor(cfg):
+        read.add("precision")
+    else:
         read |= _READ_BY_FLOORS
         skipped = _NOT_BUILT_FOR_FLOORS
     for section in map(str, cfg):

@@ -5,7 +5,7 @@ import importlib
 import torch
 from torch import Tensor
 
-from recblr.ops.bd_lru import resolve_backend
+from recblr.ops.backends import check_cu_seqlens, resolve_backend
 
 
 def causal_conv(
@@ -16,23 +16,35 @@ def causal_conv(
 
     x, u (N, C); weight (C, W), whose last tap multiplies the current row; bias (C,); cu_seqlens
     (B+1,) int64. state (B, W-1, C): the rows before each sequence, oldest first (zeros if None);
-    final_state (B, W-1, C): the last W-1 inputs, reaching into `state` in a short sequence. All
-    of one float dtype. Differentiable once in x, weight, bias and state, from u and final_state.
-    `backend` takes the names of `bd_lru`; "serial" runs the reference, as nothing is serial here.
-    ValueError for shapes, dtypes and backends that do not fit.
+    final_state (B, W-1, C): the last W-1 inputs, reaching into `state` in a short sequence.
+    Half precision x is computed, and final_state returned, in float32; u has the dtype of x.
+    Differentiable once in x, weight, bias and state, from u and final_state. `backend` takes the
+    names of `bd_lru`: "fused" and "parallel" run one Triton kernel (float64: the reference),
+    "serial" runs the reference. ValueError for shapes, dtypes, devices and backends that do not
+    fit.
     """
-    (_, channels), sequences, width = x.shape, cu_seqlens.numel() - 1, weight.shape[-1]
+    (n, channels), sequences, width = x.shape, cu_seqlens.numel() - 1, weight.shape[-1]
+    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     expected = {"weight": (weight, (channels, width)), "bias": (bias, (channels,))}
     expected["state"] = (state, (sequences, width - 1, channels))
     for name, (tensor, shape) in expected.items():
         if tensor is not None and (tensor.shape != shape or width < 1):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor is not None and tensor.dtype != x.dtype:
-            raise ValueError(f"{name} is {tensor.dtype}, expected {x.dtype} as x")
-    if cu_seqlens.dtype != torch.int64:
-        raise ValueError(f"cu_seqlens is {cu_seqlens.dtype}, expected torch.int64")
-    name = "cpu" if resolve_backend(backend, x.device, x.dtype) == "cpu" else "reference"
+        if tensor is not None and torch.promote_types(tensor.dtype, dtype) != dtype:
+            raise ValueError(f"{name} is {tensor.dtype}, expected {dtype} for x of {x.dtype}")
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+    check_cu_seqlens(cu_seqlens, n)
+    name = resolve_backend(backend, x.device, dtype)
+    if name in ("fused", "parallel"):
+        name = "triton" if dtype == torch.float32 else "reference"
+    elif name == "serial":
+        name = "reference"
     implementation = importlib.import_module(f"{__name__}.{name}").causal_conv
     if state is None:
         state = x.new_zeros(sequences, width - 1, channels)
-    return implementation(x, weight, bias, cu_seqlens, state, silu)
+    weight, bias, state = weight.to(dtype), bias.to(dtype), state.to(dtype)
+    if name == "triton":  # reads half precision as it is
+        return implementation(x, weight, bias, cu_seqlens, state, silu)
+    u, final_state = implementation(x.to(dtype), weight, bias, cu_seqlens, state, silu)
+    return u.to(x.dtype), final_state

@@ -1,0 +1,77 @@
+"""Which implementation of an op runs on a device, and why another cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Literal, get_args
+
+import torch
+
+# What `scan=` takes. The two parallel_* run one backend; where the padding goes is the model's.
+Scan = Literal["auto", "reference", "serial", "parallel_sp", "parallel_ep", "fused", "cpu"]
+SCANS = get_args(Scan)[1:]
+BACKENDS = ("reference", "serial", "parallel", "fused", "cpu")
+
+
+def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
+    """The one of BACKENDS that runs for a backend or a `scan=`; ValueError where it cannot.
+
+    Only "auto" chooses: `fused` on CUDA, `cpu` in float32 on the CPU, else `serial`.
+    """
+    if backend == "auto":
+        return next(b for b in ("fused", "cpu", "serial") if not _obstacle(b, device, dtype, True))
+    name = "parallel" if backend in ("parallel_sp", "parallel_ep") else backend
+    if name not in BACKENDS:
+        raise ValueError(f"scan={backend!r} is unknown; choose from {', '.join(SCANS)}, auto")
+    if obstacle := _obstacle(name, device, dtype):
+        others = [scan for scan in SCANS if scan_runs(scan, device, dtype)]
+        raise ValueError(f"scan={backend} cannot run: {obstacle}; {', '.join(others)}, auto do")
+    return name
+
+
+def scan_runs(scan: str, device: torch.device | str, dtype: torch.dtype) -> bool:
+    return not _obstacle(scan.split("_")[0], device, dtype)
+
+
+def interpreted() -> bool:
+    """Triton interprets kernels on CPU tensors: for tests, thousands of times slower."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _obstacle(
+    backend: str, device: torch.device | str, dtype: torch.dtype, automatic: bool = False
+) -> str | None:
+    """Why a backend does not run, or None."""
+    kind = torch.device(device).type
+    if backend in ("fused", "parallel"):
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed (pip install triton, Linux only)"
+        if kind != "cuda" and (automatic or not interpreted()):
+            return f"Triton needs a CUDA device, the tensors are on the {kind.upper()}"
+        if backend == "fused" and dtype == torch.float64:
+            return "it computes in float32, got torch.float64"
+    if backend == "cpu":
+        if importlib.util.find_spec("numba") is None:
+            return "numba is not installed (pip install numba)"
+        if kind != "cpu" or dtype != torch.float32:
+            return f"it needs float32 on the CPU, got {dtype} on {device}"
+    return None
+
+
+def check_cu_seqlens(cu_seqlens: torch.Tensor, rows: int) -> None:
+    """ValueError unless int64, from 0, never falling, to `rows`; of a device only the dtype."""
+    if cu_seqlens.dtype != torch.int64 or cu_seqlens.dim() != 1 or not len(cu_seqlens):
+        found = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
+        raise ValueError(f"cu_seqlens is {found}, expected torch.int64 of shape (B+1,)")
+    if cu_seqlens.device.type != "cpu":
+        return
+    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+    if (first, last) != (0, rows):
+        raise ValueError(f"cu_seqlens spans {first}..{last}, expected 0..{rows}, the rows given")
+    if (fall := cu_seqlens.diff() < 0).any():
+        at = int(fall.nonzero()[0])
+        raise ValueError(
+            f"cu_seqlens falls from {int(cu_seqlens[at])} to {int(cu_seqlens[at + 1])} at index "
+            f"{at + 1}: lengths cannot be negative"
+        )
