@@ -88,7 +88,7 @@ def bench_steps(repeats: int) -> list[Row]:
 
 
 def bench_epoch(repeats: int) -> list[Row]:
-    """An epoch with loader, metrics, log and checkpoints, over its steps alone."""
+    """An epoch with loader, loss record and checkpoints, over its steps alone."""
     log = SyntheticLog(n_users=22_000, n_items=12_000, mean_length=9, zipf=0.5)
     data = SequenceDataModule(log, 50, 2048, 512, seed=0)
     data.load()
@@ -100,7 +100,7 @@ def bench_epoch(repeats: int) -> list[Row]:
         checkpoint = L.pytorch.callbacks.ModelCheckpoint(folder, save_last=True)
         L.Trainer(
             max_epochs=1 + repeats, accelerator="cpu", logger=False, enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0, callbacks=[timer, checkpoint],
+            enable_model_summary=False, limit_val_batches=0, callbacks=[timer, checkpoint],
             reload_dataloaders_every_n_epochs=1,
         ).fit(module, datamodule=data)  # fmt: skip
     whole = Spread.of(timer.seconds[1:])
