@@ -21,9 +21,9 @@ def linear_cross_entropy(
 
     x (N, D), weight (V, D), bias (V,) or None, of one float dtype; targets (N,) int64 in 0..V-1,
     every row counts. Returns a scalar, 0 for N = 0. Never more than `chunk_rows` rows of logits
-    exist (None: as many as the cache holds): the gradients are made with them, in the forward. Differentiable once. Under autocast
-    the products run in its dtype. ValueError for shapes and dtypes; targets outside 0..V-1 raise
-    IndexError or RuntimeError from torch's gather.
+    exist (None: as many as the cache holds): the gradients are made with them, in the forward.
+    Differentiable once. Under autocast the products run in its dtype. ValueError for shapes and
+    dtypes; targets outside 0..V-1 raise IndexError or RuntimeError from torch's gather.
     """
     expected = {"weight": (weight, (len(weight), x.shape[1])), "targets": (targets, x.shape[:1])}
     expected["bias"] = (bias, (len(weight),))
