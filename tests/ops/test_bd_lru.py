@@ -4,6 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from bd_lru_cases import NAMES, make
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tolerances import allowed_error, assert_close, relative_error
@@ -13,28 +14,7 @@ from recblr.ops.bd_lru import bd_lru
 
 FAST = ("serial", "cpu")  # the Triton backends have test files of their own
 BACKENDS = ("reference", *FAST)
-NAMES = ("u", "gates", "lambda_", "h0", "z")
 LENGTHS = st.lists(st.sampled_from((0, 1, 2, 3, 7, 15, 16, 17, 33, 63, 64, 65)), max_size=6)
-
-
-def make(lengths, channels, seed=0, shift=0.0, lambda_at=-3.0, merge=True, h0=True):
-    """Float64 inputs by name. `shift` moves the recurrence gates, `lambda_at` centres Lambda."""
-    random = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=random, dtype=torch.float64)
-
-    n = sum(lengths)
-    gates = 2 * normal(n, 2 * channels)
-    gates[:, :channels] += shift
-    return {
-        "u": normal(n, channels),
-        "gates": gates,
-        "lambda_": normal(channels) + lambda_at,
-        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0),
-        "h0": normal(len(lengths), channels) if h0 else None,
-        "z": normal(n, channels) if merge else None,
-    }
 
 
 def evaluate(inputs, dtype, backend="reference", eps=0.0, function=bd_lru, heads=(1.0, 1.0)):

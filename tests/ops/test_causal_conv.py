@@ -3,6 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from conv_faults import start_not_reset, state_gradient_lost, tap_shifted_by_one
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tolerances import allowed_error, assert_close, relative_error
@@ -187,19 +188,6 @@ def test_gradients_are_the_same_on_one_thread_and_on_two():
         torch.set_num_threads(threads)
     for name in results[0]:
         assert torch.equal(results[0][name], results[1][name]), name
-
-
-def start_not_reset(cu_seqlens, state, **k):
-    u, final = causal_conv(cu_seqlens=cu_seqlens[[0, -1]], state=state[:1], **k)
-    return u, final.expand_as(state)
-
-
-def tap_shifted_by_one(weight, **k):
-    return causal_conv(weight=weight.roll(1, 1), **k)
-
-
-def state_gradient_lost(state, **k):
-    return causal_conv(state=state.detach() + 0 * state, **k)
 
 
 @pytest.mark.parametrize("fault", [start_not_reset, tap_shifted_by_one, state_gradient_lost])

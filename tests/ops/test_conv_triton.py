@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from aot import Kernel, assert_fits, assert_wide, compile_report
+from conv_faults import start_not_reset, state_gradient_lost, tap_shifted_by_one
 from tolerances import allowed_error, assert_close, relative_error
 
 from recblr.ops.backends import interpreted
@@ -246,19 +247,6 @@ def test_the_same_bits_every_time():
     first, second = (evaluate(inputs, torch.float32, "fused") for _ in range(2))
     for name in first:
         assert torch.equal(first[name], second[name]), name
-
-
-def start_not_reset(cu_seqlens, state, **k):
-    u, final = causal_conv(cu_seqlens=cu_seqlens[[0, -1]], state=state[:1], **k)
-    return u, final.expand_as(state)
-
-
-def tap_shifted_by_one(weight, **k):
-    return causal_conv(weight=weight.roll(1, 1), **k)
-
-
-def state_gradient_lost(state, **k):
-    return causal_conv(state=state.detach() + 0 * state, **k)
 
 
 def gradient_of_short_sequences_lost(x, cu_seqlens, **k):

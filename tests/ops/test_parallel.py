@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_fused import DEVICE, NAMES, evaluate, make
+from bd_lru_cases import DEVICE, NAMES, evaluate, make
 from tolerances import allowed_error, assert_close, relative_error
 
 from recblr.ops.bd_lru import bd_lru, parallel
+from recblr.ops.packed import power_of_two
 from recblr.ops.scan import scan
 
 
@@ -38,7 +39,7 @@ def arguments(inputs):
     ],
 )
 def test_the_padded_length_is_the_next_power_of_two(longest, padded):
-    assert parallel.padded_length(longest) == padded
+    assert power_of_two(longest) == padded
 
 
 @pytest.mark.parametrize(

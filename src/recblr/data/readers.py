@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recblr.data.sequence_files import read_sequences
 from recblr.data.sources import HEAD, Source, find_sources
 from recblr.data.steam import read_steam
 from recblr.data.structured import read_json_lines, read_parquet
@@ -26,9 +27,7 @@ from recblr.data.tables import (
     EmptyFile,
     RawRows,
     first_line,
-    not_utf8,
     read_delimited,
-    read_tokens,
 )
 from recblr.data.times import TIME_FORMS, parse_times, time_unit
 from recblr.data.xlong import read_xlong
@@ -190,7 +189,7 @@ def _read(
     allowed: int,
 ) -> RawRows:
     if format == "sequences":
-        return _read_sequences(source)
+        return read_sequences(source)
     if format in ("steam", "steam-recbole"):
         return _read_steam(source, format == "steam-recbole", allowed)
     if format == "inter":
@@ -205,37 +204,6 @@ def _read(
         if format == "movielens" and first.startswith("userId,"):
             columns = _MOVIELENS_NAMES
     return read_delimited(source, columns, separator, quotes, allowed)
-
-
-def _read_sequences(source: Source) -> RawRows:
-    """Lines `user item item ...`; the lines of one user are joined in file order."""
-    data = source.read().replace(b"\r\n", b"\n").replace(b"\r", b"\n").rstrip(b"\n")
-    raw = np.frombuffer(data + b"\n", np.uint8)
-    ends = np.flatnonzero((raw == ord(" ")) | (raw == ord("\n")))  # (tokens,): after each token
-    ends_line = raw[ends] == ord("\n")
-    starts_line = np.append(True, ends_line[:-1])
-    faulty = (np.diff(ends, prepend=-1) == 1) | (starts_line & ends_line)
-    if faulty.any():
-        line = ends_line[: faulty.argmax()].sum() + 1
-        raise ValueError(
-            f"{source}: line {line}: expected 'user item item ...' with one space between, no "
-            "space at the ends and at least one item"
-        )
-    try:
-        tokens = read_tokens(data.replace(b" ", b"\n"))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{source}: {not_utf8(source) or error}") from None
-    per_line = np.diff(np.append(np.flatnonzero(starts_line), len(tokens))) - 1
-    if len(per_line) > 1 and per_line[0] > 1 and (per_line == per_line[0]).all():
-        logger.warning(
-            "%s: every line has %d values, read as a user and %d items; "
-            "if it is a table with a time column, set data.format=table",
-            source.name,
-            per_line[0] + 1,
-            per_line[0],
-        )
-    users = tokens.filter(pa.array(starts_line)).take(np.repeat(np.arange(len(per_line)), per_line))
-    return RawRows(users, tokens.filter(pa.array(~starts_line)), None, [], lambda rows: [])
 
 
 def _read_steam(source: Source, merge: bool, allowed: int) -> RawRows:

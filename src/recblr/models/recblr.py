@@ -56,6 +56,7 @@ from recblr.ops.backends import Scan
 from recblr.ops.bd_lru import bd_lru
 from recblr.ops.causal_conv import causal_conv
 from recblr.ops.dropout import Dropout
+from recblr.ops.packed import power_of_two
 
 LayerState = tuple[Tensor, Tensor]  # h (B, C) and the last W-1 convolution inputs (B, W-1, C)
 
@@ -232,7 +233,7 @@ class RecBLR(nn.Module):
         if released:
             if max_length is None:
                 raise ValueError("model.released=true needs max_length, which it pads to")
-            leaked_steps = _power_of_two(max_length) - max_length
+            leaked_steps = power_of_two(max_length) - max_length
         self.scan = scan
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.dropout = Dropout(dropout)
@@ -285,18 +286,13 @@ class RecBLR(nn.Module):
             return batch.items, Layout(batch.cu_seqlens, batch.cu_seqlens_host)
         padded = batch.padded("left")  # (B, T)
         longest = padded.shape[1]
-        padded = F.pad(padded, (_power_of_two(longest) - longest, 0))
+        padded = F.pad(padded, (power_of_two(longest) - longest, 0))
         host = torch.arange(len(padded) + 1) * padded.shape[1]
         items = padded.flatten()
         return items, Layout(host.to(items.device), host, real=items > 0)
 
     def _embed(self, items: Tensor) -> Tensor:
         return self.norm(self.dropout(self.embedding(items)))
-
-
-def _power_of_two(length: int) -> int:
-    """The smallest power of two that is not below a length."""
-    return 1 << max(length - 1, 0).bit_length()
 
 
 def initial_lambda(channels: int, how: str) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recblr.ops.backends import check_cu_seqlens, resolve_backend
+from recblr.ops.backends import resolve_backend
+from recblr.ops.packed import check_cu_seqlens
 
 
 def bd_lru(

@@ -319,6 +319,25 @@ def cut(cu_seqlens: Tensor, n: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     return bounds, begins.to(torch.int8), first
 
 
+def enter_segments(u, gates, c, z, bounds, segments, rows, carried, merge, eps, reverse):
+    """What enters each segment (segments, C), from what enters each sequence, `carried` (B, C).
+
+    Forward: states, `rows` unused. reverse: gradients, `rows` = dy.
+    """
+    begins, first = segments
+    count, channels = len(bounds) - 1, u.shape[1]
+    decays, ends, entering = (carried.new_empty(count, channels) for _ in range(3))
+    launch(
+        summary_kernel, count, u, gates, c, z, bounds, begins, rows, decays, ends, eps, channels,
+        REVERSE=reverse, MERGE=merge,
+    )  # fmt: skip
+    launch(
+        carry_kernel, len(first) - 1, decays, ends, first, carried, entering, channels,
+        REVERSE=reverse,
+    )  # fmt: skip
+    return entering
+
+
 class FusedBDLRU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, gates, c, bounds, segments, h0, z, eps, keep):
@@ -331,16 +350,7 @@ class FusedBDLRU(torch.autograd.Function):
         final, entering = h0.new_empty(count, channels), h0
         states = h0.new_empty((n // BLOCK_T.value + count + 1) if keep else 0, channels)
         if segments is not None:
-            begins, first = segments
-            decays, ends, entering = (torch.empty_like(final) for _ in range(3))
-            launch(
-                summary_kernel, count, u, gates, c, z, bounds, begins, y, decays, ends, eps,
-                channels, REVERSE=False, MERGE=merge,
-            )  # fmt: skip
-            launch(
-                carry_kernel, len(first) - 1, decays, ends, first, h0, entering, channels,
-                REVERSE=False,
-            )  # fmt: skip
+            entering = enter_segments(u, gates, c, z, bounds, segments, y, h0, merge, eps, False)
         launch(
             forward_kernel, count, u, gates, c, z, bounds, entering, y, final, states, eps,
             channels, MERGE=merge, KEEP=keep,
@@ -360,17 +370,7 @@ class FusedBDLRU(torch.autograd.Function):
         dz = torch.empty_like(z) if merge else z
         dc, dh0 = states.new_empty(count, channels), states.new_empty(count, channels)
         if segments:
-            begins, first = segments
-            decays, ends, entering = (torch.empty_like(dh0) for _ in range(3))
-            launch(
-                summary_kernel, count, u, gates, c, z, bounds, begins, dy, decays, ends, eps,
-                channels, REVERSE=True, MERGE=merge,
-            )  # fmt: skip
-            launch(
-                carry_kernel, len(first) - 1, decays, ends, first, dfinal, entering, channels,
-                REVERSE=True,
-            )  # fmt: skip
-            dfinal = entering
+            dfinal = enter_segments(u, gates, c, z, bounds, segments, dy, dfinal, merge, eps, True)
         launch(
             backward_kernel, count, u, gates, c, z, bounds, states, dy, dfinal, du, dgates, dc,
             dz, dh0, eps, channels, MERGE=merge,

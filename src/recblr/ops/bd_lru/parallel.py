@@ -12,13 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recblr.ops.bd_lru.reference import DecayAndScale
+from recblr.ops.bd_lru.reference import decays_and_inputs
+from recblr.ops.packed import power_of_two
 from recblr.ops.scan import scan
-
-
-def padded_length(longest: int) -> int:
-    """The least power of two that is not below `longest`."""
-    return 1 << max(longest - 1, 0).bit_length()
 
 
 def bd_lru(
@@ -29,15 +25,13 @@ def bd_lru(
     On tensors that Triton runs on. The longest sequence is read from `cu_seqlens_host`, a copy of
     cu_seqlens on the CPU; without one this waits for the device.
     """
-    recurrence_gate, input_gate = gates.chunk(2, dim=-1)
-    a, s = DecayAndScale.apply(recurrence_gate, c, eps)
-    v = s * torch.sigmoid(input_gate) * u
+    a, v = decays_and_inputs(u, gates, c, eps)
     if len(v) == 0:
         return v if z is None else v * z, h0
 
     lengths = cu_seqlens.diff()
     on_host = lengths if cu_seqlens_host is None else cu_seqlens_host.diff()
-    length = padded_length(int(on_host.max()))
+    length = power_of_two(int(on_host.max()))
     padded_cu = length * torch.arange(len(lengths) + 1, device=v.device)
     shift = padded_cu[1:] - cu_seqlens[1:]  # of a sequence's rows, so that they end with its pad
     rows = torch.arange(len(v), device=v.device)

@@ -35,11 +35,16 @@ class DecayAndScale(torch.autograd.Function):
         return dgate, dc.reshape(-1, dc.shape[-1]).sum(0), None
 
 
-def bd_lru(u, gates, c, cu_seqlens, h0, z, eps) -> tuple[Tensor, Tensor]:
-    """u, z (N, C), gates (N, 2C), c (C,), h0 (B, C), z or None -> y (N, C), final state (B, C)."""
+def decays_and_inputs(u, gates, c, eps) -> tuple[Tensor, Tensor]:
+    """Decay a and scaled input v (N, C) of h_t = a_t h_(t-1) + v_t."""
     recurrence_gate, input_gate = gates.chunk(2, dim=-1)
     a, s = DecayAndScale.apply(recurrence_gate, c, eps)
-    v = s * torch.sigmoid(input_gate) * u
+    return a, s * torch.sigmoid(input_gate) * u
+
+
+def bd_lru(u, gates, c, cu_seqlens, h0, z, eps) -> tuple[Tensor, Tensor]:
+    """u, z (N, C), gates (N, 2C), c (C,), h0 (B, C), z or None -> y (N, C), final state (B, C)."""
+    a, v = decays_and_inputs(u, gates, c, eps)
     states, final_states = [], []
     for sequence, (start, stop) in enumerate(pairwise(cu_seqlens.tolist())):
         h = h0[sequence]

@@ -8,14 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recblr.ops.bd_lru.reference import DecayAndScale
+from recblr.ops.bd_lru.reference import decays_and_inputs
 
 
 def bd_lru(u, gates, c, cu_seqlens, h0, z, eps) -> tuple[Tensor, Tensor]:
     """u, z (N, C), gates (N, 2C), c (C,), h0 (B, C), z or None -> y (N, C), final state (B, C)."""
-    recurrence_gate, input_gate = gates.chunk(2, dim=-1)
-    a, s = DecayAndScale.apply(recurrence_gate, c, eps)
-    v = s * torch.sigmoid(input_gate) * u
+    a, v = decays_and_inputs(u, gates, c, eps)
     if len(v) == 0:
         return v if z is None else v * z, h0
 

@@ -5,7 +5,8 @@ import importlib
 import torch
 from torch import Tensor
 
-from recblr.ops.backends import check_cu_seqlens, resolve_backend
+from recblr.ops.backends import resolve_backend
+from recblr.ops.packed import check_cu_seqlens
 
 
 def causal_conv(

@@ -6,7 +6,8 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from recblr.ops.backends import check_cu_seqlens, interpreted
+from recblr.ops.backends import interpreted
+from recblr.ops.packed import check_cu_seqlens
 
 BACKENDS = ("reference", "triton")
 
