@@ -47,7 +47,9 @@ def rows(folder):
 @pytest.mark.slow
 def test_peak_memory_is_under_1200_mb(finished):
     folder, peak_mb = finished  # from the start to the test, whose end no row of metrics.csv sees
-    assert rows(folder)[-1]["memory/peak_mb"] <= peak_mb < 1200
+    recorded = rows(folder)[-1]["memory/peak_mb"]  # rounded to 0.1
+    assert 0 < recorded <= peak_mb + 0.05
+    assert peak_mb < 1200
 
 
 @pytest.mark.slow
