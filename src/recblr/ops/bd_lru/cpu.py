@@ -13,8 +13,9 @@ multiplies them by g_t:
 e stays bounded where s -> 0, as c r/s ~ s/2: no clipping of the gradient, no epsilon in s.
 
 Work is split over groups of whole sequences with about equal rows, and over channels when there
-are few sequences. The split, and so the order of the sum in dc, does not depend on the number of
-threads: gradients are the same bit for bit on any.
+are fewer sequences than threads (half a row at a time defeats the prefetcher: twice the time).
+The groups, and so the order of the sum in dc, do not depend on the number of threads: gradients
+are the same bit for bit on any.
 """
 
 import numpy as np
@@ -23,17 +24,18 @@ from numba import njit, prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recblr.ops.threads import GROUPS, call, row_groups
+from recblr.ops.threads import call, row_groups
 
 BLOCK = 16  # rows recomputed at a time: their scratch rows stay in the first-level cache
-CHANNELS = 64  # per task when there are fewer than GROUPS sequences
+CHANNELS = 64  # per task when there are fewer sequences than threads
 MATH = {"fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
 
 f32 = np.float32
 ONE, TWO = f32(1), f32(2)
 TINY = f32(1e-18)  # s^2 = 2 c r below 1e-36: r/s then only reaches gradients under 1e-18
 LOWEST, HIGHEST = f32(-87), f32(87)  # exp stays a normal float32
-LOG2_E, ROUND = f32(1.4426950408889634), f32(127.5)
+LOG2_E = f32(1.4426950408889634)
+ROUND = f32(1.5 * 2**23 + 127)  # x + ROUND has round(x) + 127 in its lowest bits
 LN2_HIGH, LN2_LOW = f32(0.693359375), f32(-2.12194440e-4)
 # Minimax for (exp(x) - 1 - x) / x^2 on |x| < 0.347: exp(x) - 1 to a relative 1.3e-8.
 P2, P3, P4 = f32(0.5000000062), f32(0.166665430), f32(0.0416662821)
@@ -43,18 +45,19 @@ P5, P6 = f32(0.00836658251), f32(0.00139464453)
 @njit(inline="always", **MATH)
 def exp_parts(x):
     """(scale, p) with exp(x) = scale * (1 + p), scale a power of two, |log(1 + p)| < 0.35."""
-    x = min(max(x, LOWEST), HIGHEST)
-    exponent = np.int32(x * LOG2_E + ROUND)  # biased by 127, positive: truncation rounds
-    n = f32(exponent) - f32(127)
+    rounded = f32(x * LOG2_E + ROUND)
+    scale = np.int32(rounded.view(np.int32) << np.int32(23)).view(f32)
+    n = rounded - ROUND
     x = (x - n * LN2_HIGH) - n * LN2_LOW
-    p = x + x * x * (P2 + x * (P3 + x * (P4 + x * (P5 + x * P6))))
-    return np.int32(exponent << np.int32(23)).view(f32), p
+    square = x * x  # Estrin's scheme: short chains of operations
+    p = x + square * ((P2 + x * P3) + square * ((P4 + x * P5) + square * P6))
+    return scale, p
 
 
 @njit(inline="always", **MATH)
 def sigmoid_pair(x):
     """sigmoid(x), sigmoid(-x), both to full relative precision."""
-    scale, p = exp_parts(-x)
+    scale, p = exp_parts(min(max(-x, LOWEST), HIGHEST))
     e = scale + scale * p
     r = ONE / (ONE + e)
     return r, e * r
@@ -62,26 +65,33 @@ def sigmoid_pair(x):
 
 @njit(inline="always", **MATH)
 def decay_and_square(log_a):
-    """a = exp(log_a) and 1 - a^2, the latter through expm1."""
-    scale, p = exp_parts(log_a)
+    """a = exp(log_a) and 1 - a^2, the latter through expm1; log_a <= 0."""
+    scale, p = exp_parts(max(log_a, LOWEST))
     expm1 = scale * p + (scale - ONE)
     return scale + scale * p, -expm1 * (TWO + expm1)
 
 
+# Two loops in a row's function, the second on what the first left in an output: one loop's chain
+# of two exponentials is too long for a core to overlap elements.
+
+
 @njit(**MATH)
-def forward_row(u, gr, gi, c, eps, h):
+def forward_row(u, gr, gi, c, eps, h, y):
     for k in range(h.size):
         r, _ = sigmoid_pair(gr[k])
+        y[k] = -c[k] * r
+    for k in range(h.size):
         i, _ = sigmoid_pair(gi[k])
-        a, square = decay_and_square(-c[k] * r)
+        a, square = decay_and_square(y[k])
         h[k] = a * h[k] + np.sqrt(square + eps) * i * u[k]
+        y[k] = h[k]
 
 
 @njit(**MATH)
-def merge_row(h, z, y):
-    for k in range(h.size):
+def merge_row(z, y):
+    for k in range(y.size):
         gate, _ = sigmoid_pair(z[k])
-        y[k] = h[k] * z[k] * gate
+        y[k] *= z[k] * gate
 
 
 @njit(**MATH)
@@ -89,18 +99,21 @@ def factors_row(u, gr, gi, c, eps, h, a_out, e_out, du, dgr, dgi):
     """Advance h and leave what g_t is multiplied by in a_out, e_out, du, dgr and dgi."""
     for k in range(h.size):
         r, keep = sigmoid_pair(gr[k])
-        i, close = sigmoid_pair(gi[k])
         a, square = decay_and_square(-c[k] * r)
-        s = np.sqrt(square + eps)
-        r_over_s = r / max(s, TINY)
+        a_out[k] = a
+        e_out[k] = r
+        du[k] = np.sqrt(square + eps)
+        dgr[k] = c[k] * keep
+    for k in range(h.size):
+        i, close = sigmoid_pair(gi[k])
+        a, r, s = a_out[k], e_out[k], du[k]
         carried = a * h[k]
         v = s * i * u[k]
         h[k] = carried + v
-        e = r_over_s * a * a * i * u[k] - r * carried
-        a_out[k] = a
+        e = r / max(s, TINY) * a * a * i * u[k] - r * carried
         e_out[k] = e
         du[k] = s * i
-        dgr[k] = c[k] * keep * e
+        dgr[k] *= e
         dgi[k] = v * close
 
 
@@ -136,11 +149,12 @@ def forward(u, gates, c, cu, groups, step, h0, z, merge, eps, keep, y, states, f
             for t in range(cu[b], cu[b + 1]):
                 if keep and (t - cu[b]) % BLOCK == 0:
                     states[cu[b] // BLOCK + b + (t - cu[b]) // BLOCK, lo:hi] = h
-                forward_row(u[t, lo:hi], gates[t, 0, lo:hi], gates[t, 1, lo:hi], c[lo:hi], eps, h)
+                forward_row(
+                    u[t, lo:hi], gates[t, 0, lo:hi], gates[t, 1, lo:hi], c[lo:hi], eps, h,
+                    y[t, lo:hi],
+                )  # fmt: skip
                 if merge:
-                    merge_row(h, z[t, lo:hi], y[t, lo:hi])
-                else:
-                    y[t, lo:hi] = h
+                    merge_row(z[t, lo:hi], y[t, lo:hi])
             final[b, lo:hi] = h
 
 
@@ -193,7 +207,7 @@ class FusedBDLRU(torch.autograd.Function):
         z = z.contiguous() if merge else u[:0]
         cu = cu_seqlens.contiguous()
         groups = row_groups(cu)
-        step = channels if len(groups) > GROUPS else CHANNELS
+        step = channels if len(groups) > torch.get_num_threads() else CHANNELS
         states = u.new_empty((n // BLOCK + len(cu)) if keep else 0, channels)
         y, final = torch.empty_like(u), torch.empty_like(h0)
         call(

@@ -1,13 +1,13 @@
 """Causal depthwise convolution and SiLU fused for the CPU with numba.
 
-Forward reads x and writes u. The backward ascends once: it recomputes the pre-activation p of a
-row, forms dp = du silu'(p), and scatters it over the row's W inputs,
+Forward reads x and writes u. The backward ascends once: it recomputes the pre-activation p of row
+t, keeps dp = du silu'(p) of the last W rows in cache, and finishes row t-W+1 of dx:
 
-    dx_(t-W+1+k) += weight_k dp      dweight_k += x_(t-W+1+k) dp      dbias += dp
+    dx_(t-W+1) = sum_k weight_k dp_(t-k)      dweight_k += x_(t-W+1+k) dp_t      dbias += dp_t
 
-where inputs before the sequence's first row are rows of `state`. Only the last W rows are
-touched again, in cache. Work is split over groups of whole sequences with about equal rows; the
-split does not depend on the number of threads, so gradients are the same bit for bit on any.
+where rows before the sequence's first are rows of `state`. Work is split over groups of whole
+sequences with about equal rows; the split does not depend on the number of threads, so gradients
+are the same bit for bit on any.
 """
 
 import numpy as np
@@ -23,7 +23,8 @@ MATH = {"fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
 f32 = np.float32
 ONE = f32(1)
 LOWEST, HIGHEST = f32(-87), f32(87)  # exp stays a normal float32
-LOG2_E, ROUND = f32(1.4426950408889634), f32(127.5)
+LOG2_E = f32(1.4426950408889634)
+ROUND = f32(1.5 * 2**23 + 127)  # x + ROUND has round(x) + 127 in its lowest bits
 LN2_HIGH, LN2_LOW = f32(0.693359375), f32(-2.12194440e-4)
 # Minimax for (exp(x) - 1 - x) / x^2 on |x| < 0.347: exp(x) - 1 to a relative 1.3e-8.
 P2, P3, P4 = f32(0.5000000062), f32(0.166665430), f32(0.0416662821)
@@ -34,20 +35,34 @@ P5, P6 = f32(0.00836658251), f32(0.00139464453)
 def sigmoid_pair(x):
     """sigmoid(x), sigmoid(-x), through exp(-x) = 2^n exp(rest) with |rest| < 0.35."""
     x = min(max(-x, LOWEST), HIGHEST)
-    exponent = np.int32(x * LOG2_E + ROUND)  # biased by 127, positive: truncation rounds
-    n = f32(exponent) - f32(127)
+    rounded = f32(x * LOG2_E + ROUND)
+    scale = np.int32(rounded.view(np.int32) << np.int32(23)).view(f32)
+    n = rounded - ROUND
     x = (x - n * LN2_HIGH) - n * LN2_LOW
-    p = x + x * x * (P2 + x * (P3 + x * (P4 + x * (P5 + x * P6))))
-    scale = np.int32(exponent << np.int32(23)).view(f32)
+    square = x * x  # Estrin's scheme: short chains of operations
+    p = x + square * ((P2 + x * P3) + square * ((P4 + x * P5) + square * P6))
     e = scale + scale * p
     r = ONE / (ONE + e)
     return r, e * r
 
 
 @njit(**MATH)
-def add_tap(p, weight, x):
-    for k in range(p.size):
-        p[k] += weight[k] * x[k]
+def sum_of_four(out, start, w0, w1, w2, w3, x0, x1, x2, x3):
+    """out <- start + sum_k w_k x_k, in one pass: the paper's width."""
+    for k in range(out.size):
+        out[k] = start[k] + w0[k] * x0[k] + w1[k] * x1[k] + w2[k] * x2[k] + w3[k] * x3[k]
+
+
+@njit(**MATH)
+def add_product(out, weight, x):
+    for k in range(out.size):
+        out[k] += weight[k] * x[k]
+
+
+@njit(**MATH)
+def add(out, x):
+    for k in range(out.size):
+        out[k] += x[k]
 
 
 @njit(**MATH)
@@ -66,23 +81,25 @@ def silu_gradient_row(p, du):
 
 
 @njit(**MATH)
-def scatter_tap(dp, weight, x, dx, dweight):
-    for k in range(dp.size):
-        dx[k] += weight[k] * dp[k]
-        dweight[k] += x[k] * dp[k]
+def row_at(rows, before, first, t):
+    """Row t of the sequence that starts at row `first` and whose past is `before` (W-1, C)."""
+    return rows[t] if t >= first else before[t - first + len(before)]
 
 
 @njit(**MATH)
 def convolve_row(x, taps, bias, state, first, t, p):
     """p (C,) <- the convolution at row t of the sequence that starts at row `first`."""
     width = len(taps)
-    p[:] = bias
-    for k in range(width):
-        source = t - (width - 1) + k
-        if source >= first:
-            add_tap(p, taps[k], x[source])
-        else:
-            add_tap(p, taps[k], state[t - first + k])
+    if width == 4:
+        sum_of_four(
+            p, bias, taps[0], taps[1], taps[2], taps[3],
+            row_at(x, state, first, t - 3), row_at(x, state, first, t - 2),
+            row_at(x, state, first, t - 1), x[t],
+        )  # fmt: skip
+    else:
+        p[:] = bias
+        for k in range(width):
+            add_product(p, taps[k], row_at(x, state, first, t - (width - 1) + k))
 
 
 @njit(parallel=True, cache=True, **MATH)
@@ -95,40 +112,46 @@ def forward(x, taps, bias, cu, groups, state, silu, u, final):
                 if silu:
                     silu_row(u[t])
             for k in range(final.shape[1]):
-                source = cu[b + 1] - final.shape[1] + k
-                final[b, k] = x[source] if source >= cu[b] else state[b, cu[b + 1] - cu[b] + k]
+                final[b, k] = row_at(x, state[b], cu[b], cu[b + 1] - final.shape[1] + k)
 
 
 @njit(parallel=True, cache=True, **MATH)
 def backward(x, taps, bias, cu, groups, state, silu, du, dfinal, dx, dtaps, dbias, dstate):
     """dtaps (groups, W, C) and dbias (groups, C): one row per group, for the caller to sum."""
     width = len(taps)
+    past = width - 1
     for group in prange(groups.size - 1):
-        dp = np.empty(bias.size, np.float32)
+        recent = np.empty((width, bias.size), np.float32)  # dp of row t at t % W
+        zero = np.zeros(bias.size, np.float32)
         for b in range(groups[group], groups[group + 1]):
-            dstate[b] = 0
-            for t in range(cu[b], cu[b + 1]):
-                dx[t] = 0
-                if silu:
-                    convolve_row(x, taps, bias, state[b], cu[b], t, dp)
+            first, end = cu[b], cu[b + 1]
+            recent[:] = 0
+            for t in range(first, end + past):
+                dp = recent[t % width]
+                if t >= end:
+                    dp[:] = 0
+                elif silu:
+                    convolve_row(x, taps, bias, state[b], first, t, dp)
                     silu_gradient_row(dp, du[t])
                 else:
                     dp[:] = du[t]
-                for k in range(bias.size):
-                    dbias[group, k] += dp[k]
-                for k in range(width):
-                    source = t - (width - 1) + k
-                    if source >= cu[b]:
-                        scatter_tap(dp, taps[k], x[source], dx[source], dtaps[group, k])
-                    else:
-                        early = t - cu[b] + k
-                        scatter_tap(dp, taps[k], state[b, early], dstate[b, early], dtaps[group, k])
-            for k in range(width - 1):
-                source = cu[b + 1] - (width - 1) + k
-                if source >= cu[b]:
-                    dx[source] += dfinal[b, k]
+                if t < end:
+                    add(dbias[group], dp)
+                    for k in range(width):
+                        source = row_at(x, state[b], first, t - past + k)
+                        add_product(dtaps[group, k], dp, source)
+                out = row_at(dx, dstate[b], first, t - past)
+                if width == 4:
+                    sum_of_four(
+                        out, zero, taps[0], taps[1], taps[2], taps[3],
+                        dp, recent[(t - 1) % 4], recent[(t - 2) % 4], recent[(t - 3) % 4],
+                    )  # fmt: skip
                 else:
-                    dstate[b, cu[b + 1] - cu[b] + k] += dfinal[b, k]
+                    out[:] = 0
+                    for k in range(width):
+                        add_product(out, taps[k], recent[(t - k) % width])
+                if t >= end:
+                    add(out, dfinal[b, t - end])
 
 
 class FusedCausalConv(torch.autograd.Function):
