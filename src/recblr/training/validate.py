@@ -60,12 +60,15 @@ def choose_scan(scan: str, accelerator: str) -> str:
     return backend if scan == "auto" else scan
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has instructions for bfloat16; unknown, before torch 2.7, is no."""
+    names = ("avx512_bf16", "amx_tile")
+    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in names)
+
+
 def warn_of_slow_bf16(accelerator: str) -> None:
     """bfloat16 without instructions for it costs time in place of saving it."""
-    supported = [
-        getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile")
-    ]
-    if accelerator == "cpu" and not any(supported):
+    if accelerator == "cpu" and not cpu_has_bf16():
         log.warning("precision=bf16-mixed: this CPU has no bfloat16 instructions: slower than 32")
 
 
