@@ -61,7 +61,7 @@ def choose_scan(scan: str, accelerator: str) -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU has instructions for bfloat16; unknown, before torch 2.7, is no."""
+    """Whether this CPU has instructions for bfloat16; no, where torch cannot tell."""
     names = ("avx512_bf16", "amx_tile")
     return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in names)
 
