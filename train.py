@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     validate.check_run(cfg, CONFIG)
     build, is_floor = validate.build, validate.is_floor(cfg)
     accelerator = validate.choose_accelerator(cfg.trainer.accelerator)
-    scan = None if is_floor else validate.choose_scan(cfg.scan, accelerator)
+    scan = validate.choose_scan(cfg.scan, accelerator) if "scan" in cfg.model else None
     cfg.paths.data = str(Path(cfg.paths.data).expanduser().absolute())
     if cfg.data.get("path"):
         cfg.data.path = str(Path(cfg.data.path).expanduser().absolute())
@@ -58,12 +58,13 @@ def main(cfg: DictConfig) -> None:
             L.seed_everything(cfg.seed, verbose=False)
             split = "test" if cfg.test else "val"
             run.write_json("floors.json", floor_metrics(data, split))
-            model = build(cfg.model, n_items=data.store.n_items)
+            model = validate.build_model(cfg.model, data.store.n_items, data.store.n_users)
             if is_floor:
                 model.fit(**data.training_part())
             else:
                 if not trained:
-                    log.info("scan=%s runs as %s", cfg.scan, scan)
+                    if scan:
+                        log.info("scan=%s runs as %s", cfg.scan, scan)
                     if cfg.precision == "bf16-mixed":
                         validate.warn_of_slow_bf16(accelerator)
                     cfg.trainer.accelerator = accelerator
@@ -93,6 +94,7 @@ def fit(cfg: DictConfig, config: dict, data, model, run, loggers: list) -> None:
         build(cfg.optimizer),
         identity,
         cfg.precision,
+        cfg.seed,
     )
     if cfg.trainer.accelerator == "cpu":
         seconds = module.warm_up(next(iter(data.train_dataloader())))

@@ -6,7 +6,7 @@ from batches import batch_of, random_sequences, scramble, store_of
 from recblr.data.loader import PackedLoader
 from recblr.data.sequences import training_rows
 from recblr.models.recblr import RecBLR
-from recblr.training.objectives import CrossEntropy
+from recblr.training.objectives import BCE, BPR, CrossEntropy, SampledSoftmax, pair_scores
 
 V = 25
 CLOSE = {"rtol": 1e-10, "atol": 1e-13}
@@ -85,3 +85,106 @@ def test_all_positions_is_refused_for_a_model_that_sees_later_items(model):
     with pytest.raises(ValueError, match=r"all_positions.*RecBLR.*target_mode=prefix"):
         CrossEntropy()(model, batch_of(sequences, [1, 2, 3, 4, 5]))
     assert CrossEntropy()(model, batch_of(sequences, [1, 2])).isfinite()
+
+
+class Fixed:
+    """Given representations and item rows: what an objective makes of them."""
+
+    causal = True
+
+    def __init__(self, representation, matrix, bias=None):
+        self.representation, self.matrix = representation, matrix
+        if bias is not None:
+            self.item_bias = lambda: bias
+
+    def represent(self, batch):
+        return self.representation
+
+    def encode(self, batch):
+        return self.representation
+
+    def item_matrix(self):
+        return self.matrix
+
+
+def fixed(sequences=200, n_items=6, bias=False):
+    torch.manual_seed(2)
+    x = torch.randn(sequences, 3, dtype=torch.float64, requires_grad=True)
+    matrix = torch.randn(n_items + 1, 3, dtype=torch.float64, requires_grad=True)
+    added = torch.randn(n_items + 1, dtype=torch.float64) if bias else None
+    targets = torch.randint(1, n_items + 1, (sequences,))
+    return Fixed(x, matrix, added), batch_of([[1]] * sequences, targets.tolist())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_bpr_and_bce_are_what_the_two_scores_give(bias):
+    model, batch = fixed(bias=bias)
+    for objective in (BPR(), BCE()):
+        torch.manual_seed(4)
+        loss = objective(model, batch)
+        torch.manual_seed(4)
+        positive, negative = pair_scores(model, batch)
+        if isinstance(objective, BPR):
+            expected = -torch.log(torch.sigmoid(positive - negative))
+        else:
+            expected = -torch.log(torch.sigmoid(positive)) - torch.log(1 - torch.sigmoid(negative))
+        torch.testing.assert_close(loss, expected.mean(), **CLOSE)
+    scores = model.representation @ model.matrix.T
+    scores = scores if not bias else scores + model.item_bias()
+    torch.testing.assert_close(positive, scores[torch.arange(200), batch.targets], **CLOSE)
+
+
+def test_a_negative_is_any_item_but_the_target_evenly():
+    n_items, draws = 6, 6000
+    x = torch.ones(draws, 1, dtype=torch.float64)
+    matrix = torch.arange(n_items + 1, dtype=torch.float64)[:, None]  # the score is the item id
+    batch = batch_of([[1]] * draws, [1, 3, n_items] * (draws // 3))
+    positive, negative = pair_scores(Fixed(x, matrix), batch)
+    assert torch.equal(positive.long(), batch.targets)
+    for target in (1, 3, n_items):
+        counts = torch.bincount(negative[batch.targets == target].long(), minlength=n_items + 1)
+        others = [item for item in range(1, n_items + 1) if item != target]
+        assert counts[0] == counts[target] == 0
+        assert (counts[others] - draws / 3 / 5).abs().max() < 5 * (draws / 3 * 0.2 * 0.8) ** 0.5
+
+
+def test_one_item_leaves_no_negative():
+    model, batch = fixed(n_items=1)
+    with pytest.raises(ValueError, match="2 items"):
+        BPR()(model, batch)
+
+
+@pytest.mark.parametrize("objective", [BPR(), BCE(), SampledSoftmax(4)])
+def test_the_generator_fixes_what_is_drawn(objective):
+    model, batch = fixed()
+    torch.manual_seed(1)
+    first = objective(model, batch)
+    assert objective(model, batch) != first
+    torch.manual_seed(1)
+    assert objective(model, batch) == first
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_sampled_softmax_estimates_the_full_one_without_bias(bias):
+    # exp(loss) = 1 + (others' sum) / exp(s+): its mean over draws is the full softmax's.
+    model, batch = fixed(sequences=1, bias=bias)
+    scores = model.representation @ model.matrix[1:].T
+    scores = scores + model.item_bias()[1:] if bias else scores
+    full = F.cross_entropy(scores, batch.targets - 1).exp()
+    objective = SampledSoftmax(5)
+    with torch.no_grad():
+        drawn = torch.stack([objective(model, batch).exp() for _ in range(4000)])
+    assert (drawn.mean() - full).abs() < 4 * drawn.std() / 4000**0.5
+    assert drawn.std() > 0
+
+
+def test_sampled_softmax_with_many_draws_is_the_softmax_over_the_items():
+    model, batch = fixed()
+    expected = F.cross_entropy(model.representation @ model.matrix[1:].T, batch.targets - 1)
+    got = SampledSoftmax(100_000)(model, batch)
+    torch.testing.assert_close(got, expected, rtol=5e-3, atol=0)
+
+
+def test_sampled_softmax_needs_a_draw():
+    with pytest.raises(ValueError, match="n_negatives=0"):
+        SampledSoftmax(0)

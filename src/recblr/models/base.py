@@ -23,8 +23,9 @@ PRODUCT_TILE = 64  # a multiple of the column tiles of the matrix products in us
 class SequentialModel(Protocol):
     """A trained model. Score of an item = representation x item matrix (+ item bias).
 
-    May also have `item_bias() -> (V+1,)`, and, if recurrent, `init_state(B)` and
-    `step(items (B,), state) -> (representation (B, D'), state)`, which equals `encode`.
+    May also have `item_bias() -> (V+1,)`, `regulariser() -> scalar` that an objective adds, and,
+    if recurrent, `init_state(B)` and `step(items (B,), state) -> (representation (B, D'), state)`,
+    which equals `encode`. A constructor takes `n_items`, and `n_users` if it has a user table.
     """
 
     causal: bool  # the representation after a position depends on no later item
@@ -66,6 +67,11 @@ Scorer = SequentialModel | BlockScorer
 def item_bias(model: SequentialModel) -> Tensor | None:
     """(V+1,) or None: what a model adds to every score of an item."""
     return getattr(model, "item_bias", lambda: None)()
+
+
+def regulariser(model: SequentialModel) -> Tensor | float:
+    """What a model adds to every loss, or 0."""
+    return getattr(model, "regulariser", lambda: 0.0)()
 
 
 def block_scorer(model: Scorer, batch: SequenceBatch) -> Callable[[int, int], Tensor]:

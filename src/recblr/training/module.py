@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,8 @@ class SequentialRecommender(L.LightningModule):
 
     identity: plain containers stored in every checkpoint (config, split hash, raw item ids), so
     that a checkpoint needs no flags. precision: `bf16-mixed` trains with bfloat16 products;
-    recurrence, softmax, weights and every evaluation stay in float32.
+    recurrence, softmax, weights and every evaluation stay in float32. seed: with the epoch, fixes
+    every dropout mask and negative of that epoch, whatever was drawn before it.
     """
 
     def __init__(
@@ -35,16 +37,21 @@ class SequentialRecommender(L.LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         identity: dict[str, Any] | None = None,
         precision: Precision = "32-true",
+        seed: int = 0,
     ):
         super().__init__()
         self.model, self.n_items = model, n_items
         self.objective, self.optimizer, self.identity = objective, optimizer, identity
-        self.half = precision == "bf16-mixed"
+        self.half, self.seed = precision == "bf16-mixed", seed
         self.metrics = RankingMetrics()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.optimizer is not None
         return self.optimizer(self.parameters())
+
+    def on_train_epoch_start(self) -> None:
+        state = np.random.SeedSequence([self.seed, self.current_epoch]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]))
 
     def training_step(self, batch: SequenceBatch) -> Tensor:
         assert self.objective is not None

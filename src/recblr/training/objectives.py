@@ -1,11 +1,19 @@
-"""Losses: `(model, batch) -> scalar`, the mean over the batch's targets."""
+"""Losses: `(model, batch) -> scalar`, the mean over the batch's targets.
+
+A model's `regulariser()`, if it has one, is added. Negatives are drawn from torch's default
+generator, which every epoch seeds anew: seed, epoch and step fix them.
+"""
 
 from __future__ import annotations
 
+import math
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.base import SequentialModel, item_bias
+from recblr.models.base import SequentialModel, item_bias, regulariser
 from recblr.ops.cross_entropy import linear_cross_entropy
 
 
@@ -15,16 +23,102 @@ class CrossEntropy:
     Logits exist only where there is a target, a chunk at a time.
     """
 
+    fills_in = False  # predicts what comes next: at every position only if the model is causal
+
     def __call__(self, model: SequentialModel, batch: SequenceBatch) -> Tensor:
-        if batch.one_target_per_sequence:
-            representation, targets = model.represent(batch), batch.targets  # (B, D'), (B,)
-        else:
-            if not model.causal:
-                raise ValueError(
-                    f"target_mode=all_positions: {type(model).__name__} sees later items, so "
-                    "targets inside the sequence would leak; use target_mode=prefix"
-                )
-            rows = batch.targets.nonzero().squeeze(1)
-            representation, targets = model.encode(batch)[rows], batch.targets[rows]
+        representation, targets = at_targets(model, batch)
+        loss = linear_cross_entropy(representation, model.item_matrix(), targets, item_bias(model))
+        return loss + regulariser(model)
+
+
+class BPR:
+    """-log sigmoid(s+ - s-) with one uniform negative a target (Rendle et al., UAI 2009)."""
+
+    fills_in = False
+
+    def __call__(self, model: SequentialModel, batch: SequenceBatch) -> Tensor:
+        positive, negative = pair_scores(model, batch)
+        return -F.logsigmoid(positive - negative).mean() + regulariser(model)
+
+
+class BCE:
+    """-log sigmoid(s+) - log(1 - sigmoid(s-)), one uniform negative a target (SASRec, eq. 6)."""
+
+    fills_in = False
+
+    def __call__(self, model: SequentialModel, batch: SequenceBatch) -> Tensor:
+        positive, negative = pair_scores(model, batch)
+        loss = -F.logsigmoid(positive) - F.logsigmoid(-negative)
+        return loss.mean() + regulariser(model)
+
+
+class SampledSoftmax:
+    """Softmax over the target and `n_negatives` items that the whole batch shares.
+
+    Items are drawn uniformly, with replacement, and their scores lowered by log Q, the log of how
+    often each is expected in the sample (Bengio and Senecal, 2008): the denominator is then an
+    unbiased estimate of the full softmax over the V items. A draw that is the row's target counts
+    for nothing in that row.
+    """
+
+    fills_in = False
+
+    def __init__(self, n_negatives: int = 1000):
+        if n_negatives < 1:
+            raise ValueError(f"objective.n_negatives={n_negatives}: must be 1 or more")
+        self.n_negatives = n_negatives
+
+    def __call__(self, model: SequentialModel, batch: SequenceBatch) -> Tensor:
+        representation, targets = at_targets(model, batch)  # (M, D'), (M,)
         matrix, bias = model.item_matrix(), item_bias(model)
-        return linear_cross_entropy(representation, matrix, targets, bias)
+        n_items = len(matrix) - 1
+        drawn = torch.randint(1, n_items + 1, (self.n_negatives,), device=targets.device)  # (K,)
+        log_q = math.log(self.n_negatives / n_items)
+        negative = representation @ F.embedding(drawn, matrix).T - log_q  # (M, K)
+        positive = _score(representation, matrix, bias, targets)
+        if bias is not None:
+            negative = negative + bias[drawn]
+        negative = negative.masked_fill(drawn == targets[:, None], -torch.inf)
+        total = torch.cat([positive[:, None], negative], 1).float().logsumexp(1)
+        return (total - positive).mean() + regulariser(model)
+
+
+def at_targets(model: SequentialModel, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+    """Representations (M, D') before the batch's M targets, and the targets (M,).
+
+    ValueError for targets inside a sequence whose model sees later items.
+    """
+    if batch.one_target_per_sequence:
+        return model.represent(batch), batch.targets
+    if not model.causal:
+        raise ValueError(leak(model))
+    rows = batch.targets.nonzero().squeeze(1)
+    return model.encode(batch)[rows], batch.targets[rows]
+
+
+def leak(model: SequentialModel) -> str:
+    """Why a model that is not causal cannot train at all positions."""
+    return (
+        f"target_mode=all_positions: {type(model).__name__} sees later items, so targets inside "
+        "the sequence would leak; use target_mode=prefix"
+    )
+
+
+def pair_scores(model: SequentialModel, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+    """Scores (M,) of the targets, and of one other item each, drawn uniformly from the rest."""
+    representation, targets = at_targets(model, batch)
+    matrix, bias = model.item_matrix(), item_bias(model)
+    if len(matrix) < 3:
+        raise ValueError("this objective draws other items than the target: it needs 2 items")
+    drawn = torch.randint(1, len(matrix) - 1, targets.shape, device=targets.device)
+    drawn += drawn >= targets  # 1..V without the target, evenly
+    return (
+        _score(representation, matrix, bias, targets),
+        _score(representation, matrix, bias, drawn),
+    )
+
+
+def _score(representation: Tensor, matrix: Tensor, bias: Tensor | None, items: Tensor) -> Tensor:
+    """(M,): the score of one item for each row of `representation` (M, D')."""
+    score = (representation * F.embedding(items, matrix)).sum(1)
+    return score if bias is None else score + bias[items]

@@ -21,8 +21,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from recblr.data.datamodule import Part
-from recblr.ops.backends import resolve_backend
+from recblr.ops.backends import Scan, resolve_backend
 from recblr.training.module import Precision
+from recblr.training.objectives import leak
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ LARGEST_SEED = 2**32 - 1  # numpy's
 TRAIN_KEYS = {"seed": int, "test": bool, "overwrite": bool, "smoke": bool}
 TRAIN_KEYS |= {"paths.runs": str, "paths.data": str, "precision": Precision}
 EVALUATE_KEYS = {"ckpt_path": str, "split": Part, "mask_history": bool | None}
-EVALUATE_KEYS |= {"data.path": str | None}
+EVALUATE_KEYS |= {"scan": Scan | None, "data.path": str | None}
 
 _READ_BY_ALL = {"seed", "test", "overwrite", "smoke", "recipe"}
 _READ_BY_FLOORS = {"eval_batch_size", "mask_history"}
@@ -42,6 +43,14 @@ def build(node: DictConfig, **kwargs: Any) -> Any:
     """Call a node's `_target_` with its arguments, as plain containers, and `kwargs`."""
     factory = instantiate(node, _partial_=True, _convert_="all")
     return factory if node.get("_partial_") else factory(**kwargs)
+
+
+def build_model(node: DictConfig, n_items: int, n_users: int) -> Any:
+    """The model for a log of that size; `n_users` goes to those that have a user table."""
+    sizes = {"n_items": n_items}
+    if "n_users" in inspect.signature(get_object(node._target_)).parameters:
+        sizes["n_users"] = n_users
+    return build(node, **sizes)
 
 
 def is_floor(cfg: DictConfig) -> bool:
@@ -94,7 +103,7 @@ def check_config(cfg: DictConfig, known: set[str], overrides: list[str], multiru
         _check_call(path, node)
     _check_overrides_are_read(cfg, overrides, multirun)
     with torch.device("meta"):  # the constructor's own checks, without memory or data
-        model = build(cfg.model, n_items=1)
+        model = build_model(cfg.model, n_items=1, n_users=1)
     if not is_floor(cfg):
         _check_training(cfg, model)
 
@@ -121,7 +130,15 @@ def known_keys(config_file: Path) -> set[str]:
 
 
 def _check_training(cfg: DictConfig, model: torch.nn.Module) -> None:
-    """What optimizer and trainer refuse; they are cheap to build."""
+    """What objective, optimizer and trainer refuse; they are cheap to build."""
+    objective = build(cfg.objective)
+    if objective.fills_in and not hasattr(model, "mask_id"):
+        raise ValueError(
+            f"objective={_name(objective)}: {_name(model)} has no mask token to fill in; "
+            "model=bert4rec has"
+        )
+    if cfg.target_mode == "all_positions" and not (model.causal or objective.fills_in):
+        raise ValueError(leak(model))
     if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:
         raise ValueError(f"trainer.max_epochs={cfg.trainer.max_epochs}: must be 1 or more")
     for key in ("limit_train_batches", "limit_val_batches"):
@@ -139,6 +156,10 @@ def _check_training(cfg: DictConfig, model: torch.nn.Module) -> None:
         build(cfg.trainer, accelerator=accelerator, logger=False, enable_checkpointing=False)
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from None
+
+
+def _name(instance: object) -> str:
+    return type(instance).__name__
 
 
 def _calls(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:

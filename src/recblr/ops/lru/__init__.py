@@ -1,0 +1,54 @@
+"""The linear recurrent unit: a complex recurrence of constant decay, on packed sequences."""
+
+import importlib
+
+import torch
+from torch import Tensor
+
+from recblr.ops.backends import resolve_backend
+from recblr.ops.packed import check_cu_seqlens
+
+
+def lru(
+    u: Tensor, lambda_: Tensor, cu_seqlens: Tensor, h0: Tensor | None = None,
+    backend: str = "auto", cu_seqlens_host: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """h_t = lambda h_(t-1) + u_t within each sequence, with one complex lambda per channel.
+
+    Complex rows are two real halves, [real | imaginary]: one real product makes u, and one takes h.
+    u, h (N, 2S); lambda_ (2, S), real part, then imaginary; cu_seqlens (B+1,) int64; h0 (zeros if
+    None) and final_state (B, 2S): h before the first and after the last row.
+    Half precision computes, and returns final_state, in float32; h has the dtype of u.
+    cu_seqlens_host: the same on the CPU; without it `parallel` waits for the device.
+    Differentiable once in u, lambda_ and h0, from both outputs. `backend` takes the names of
+    `bd_lru`: "serial" runs the reference, "fused" and "parallel" the doubling in plain torch of
+    `parallel.py`; "auto" is `cpu` in float32 on the CPU, else the doubling. ValueError for shapes,
+    dtypes, devices and backends that do not fit.
+    """
+    if u.dim() != 2 or u.shape[1] % 2:
+        raise ValueError(f"u has shape {tuple(u.shape)}, expected (N, 2S)")
+    (n, width), sequences = u.shape, cu_seqlens.numel() - 1
+    dtype = torch.float32 if u.dtype in (torch.float16, torch.bfloat16) else u.dtype
+    expected = {"lambda_": (lambda_, (2, width // 2)), "h0": (h0, (sequences, width))}
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+        if torch.promote_types(tensor.dtype, dtype) != dtype:
+            raise ValueError(f"{name} is {tensor.dtype}, too wide for u of {u.dtype}")
+        if tensor.device != u.device:
+            raise ValueError(f"{name} is on {tensor.device}, u on {u.device}")
+    check_cu_seqlens(cu_seqlens if cu_seqlens_host is None else cu_seqlens_host, n)
+    name = resolve_backend(backend, u.device, dtype)
+    if name == "fused" or (backend == "auto" and name == "serial"):
+        name = "parallel"
+    elif name == "serial":
+        name = "reference"
+    implementation = importlib.import_module(f"{__name__}.{name}").lru
+    h0 = u.new_zeros(sequences, width) if h0 is None else h0
+    host = {"cu_seqlens_host": cu_seqlens_host} if name == "parallel" else {}
+    h, final_state = implementation(
+        u.to(dtype), lambda_.to(dtype), cu_seqlens, h0.to(dtype), **host
+    )
+    return h.to(u.dtype), final_state

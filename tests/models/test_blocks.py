@@ -1,0 +1,118 @@
+import pytest
+import torch
+from batches import batch_of, random_sequences
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recblr.models.blocks import (
+    AttentionLayer,
+    Rectangles,
+    last_attention,
+    packed_attention,
+    place_of,
+    sequence_of,
+)
+
+LENGTHS = [5, 1, 2, 33, 3, 9, 17, 1, 64, 8, 40]
+ALMOST_NONE = 1e-13  # a dropout that drops nothing, but takes the way that one takes
+CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def batch_like(lengths):
+    return batch_of(random_sequences(lengths, 30))
+
+
+def textbook(qkv, lengths, n_heads, causal):
+    """Each sequence alone, each head alone."""
+    outputs = []
+    for rows in qkv.split(lengths):
+        q, k, v = rows.chunk(3, 1)
+        heads = []
+        for qh, kh, vh in zip(*(x.chunk(n_heads, 1) for x in (q, k, v))):
+            scores = qh @ kh.T / qh.shape[1] ** 0.5
+            if causal:
+                scores = scores.masked_fill(torch.ones_like(scores).triu(1) > 0, -torch.inf)
+            heads.append(scores.softmax(1) @ vh)
+        outputs.append(torch.cat(heads, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("p", [0.0, ALMOST_NONE])
+@pytest.mark.parametrize("n_heads", [1, 3])
+def test_packed_attention_is_each_sequences_own(causal, p, n_heads):
+    batch = batch_like(LENGTHS)
+    qkv = 2 * torch.randn(sum(LENGTHS), 36, dtype=torch.float64)
+    qkv.requires_grad_()
+    got = packed_attention(qkv, Rectangles.of(batch, n_heads), causal, p)
+    expected = textbook(qkv, LENGTHS, n_heads, causal)
+    torch.testing.assert_close(got, expected, **CLOSE)
+    weights = torch.randn_like(got)
+    (got_grad,) = torch.autograd.grad((got * weights).sum(), qkv)
+    (expected_grad,) = torch.autograd.grad((expected * weights).sum(), qkv)
+    torch.testing.assert_close(got_grad, expected_grad, **CLOSE)
+
+
+@pytest.mark.parametrize("p", [0.0, ALMOST_NONE])
+def test_attention_of_the_last_rows_is_that_of_all_rows_there(p):
+    batch = batch_like(LENGTHS)
+    qkv = 2 * torch.randn(sum(LENGTHS), 24, dtype=torch.float64)
+    qkv.requires_grad_()
+    expected = packed_attention(qkv, Rectangles.of(batch, 2), False, p)[batch.last]
+    got = last_attention(qkv[batch.last, :8], qkv[:, 8:], batch, 2, p)
+    torch.testing.assert_close(got, expected, **CLOSE)
+    weights = torch.randn_like(got)
+    (got_grad,) = torch.autograd.grad((got * weights).sum(), qkv)
+    (expected_grad,) = torch.autograd.grad((expected * weights).sum(), qkv)
+    torch.testing.assert_close(got_grad, expected_grad, **CLOSE)
+
+
+def test_large_scores_overflow_nowhere():
+    batch = batch_like([3, 1, 12])
+    qkv = 300 * torch.randn(16, 12)  # scores of about 2e5
+    exact = textbook(qkv.double(), [3, 1, 12], 2, causal=False)
+    packed = packed_attention(qkv, Rectangles.of(batch, 2), False, 0.0)
+    last = last_attention(qkv[batch.last, :4], qkv[:, 4:], batch, 2, 0.0)
+    torch.testing.assert_close(packed.double(), exact, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(last.double(), exact[batch.last], rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("way", ["packed", "last"])
+def test_dropout_drops_weights_and_keeps_their_mean(way):
+    batch = batch_like([20] * 500)
+    qkv = torch.randn(10_000, 12)
+    qkv[:, 8:] = 1.0  # values: an output is then the sum of the weights that are left
+    if way == "packed":
+        sums = packed_attention(qkv, Rectangles.of(batch, 2), False, 0.25)
+    else:
+        sums = last_attention(qkv[batch.last, :4], qkv[:, 4:], batch, 2, 0.25)
+    assert sums.mean().item() == pytest.approx(1, abs=0.02)
+    assert sums.std() > 0.05
+    assert torch.equal(sums[:, 0], sums[:, 1])  # one mask for a whole row of values
+    assert not torch.equal(sums[:, 0], sums[:, 2])  # another for another head
+
+
+def test_no_more_padding_than_rows_beyond_the_shortest_rectangle():
+    batch = batch_like(LENGTHS)
+    rectangles = Rectangles.of(batch, 2)
+    assert len(rectangles.place.unique()) == 2 * sum(LENGTHS)
+    assert rectangles.place.max() < sum(2 * b * t for b, t in rectangles.shapes)
+    assert rectangles.shapes == [(4, 3), (2, 8), (1, 9), (1, 17), (3, 64)]
+    assert [inside.tolist() for inside in rectangles.lengths] == [
+        [1, 2, 3, 1], [5, 8], [9], [17], [33, 64, 40],
+    ]  # fmt: skip
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8))
+def test_sequence_and_place_of_a_row(lengths):
+    batch = batch_like(lengths)
+    expected = [(s, t) for s, length in enumerate(lengths) for t in range(length)]
+    assert list(zip(sequence_of(batch).tolist(), place_of(batch).tolist())) == expected
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_layer_computes_its_last_rows_alone(causal):
+    layer, batch = AttentionLayer(12, 3, 0.0, causal).double(), batch_like(LENGTHS)
+    x = torch.randn(sum(LENGTHS), 12, dtype=torch.float64)
+    expected = layer(x, Rectangles.of(batch, 3))[batch.last]
+    torch.testing.assert_close(layer.last_rows(x, batch), expected, **CLOSE)
