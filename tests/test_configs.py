@@ -18,7 +18,7 @@ from recblr.data.synthetic import SyntheticLog
 from recblr.models.recblr import initial_lambda
 from recblr.training.callbacks import EpochRecord
 from recblr.training.objectives import CrossEntropy
-from recblr.training.validate import build, check_config, is_floor, known_keys
+from recblr.training.validate import build, build_model, check_config, is_floor, known_keys
 
 CONF = Path(__file__).parents[1] / "conf"
 KNOWN = known_keys(CONF / "train.yaml")
@@ -64,7 +64,7 @@ def datamodule(*overrides: str):
 
 
 def model(*overrides: str) -> torch.nn.Module:
-    return build(composed(*overrides).model, n_items=7)
+    return build_model(composed(*overrides).model, n_items=7, n_users=3)
 
 
 def optimizer(*overrides: str) -> torch.optim.Optimizer:
@@ -78,7 +78,7 @@ def test_every_model_composes_with_every_data_set(name, data):
     assert cfg.data.name == data
     assert is_floor(cfg) == (name in ("popularity", "markov"))
     build(cfg.data)
-    build(cfg.model, n_items=7)
+    build_model(cfg.model, n_items=7, n_users=3)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_every_model_composes_with_every_data_set(name, data):
     ],
 )
 def test_every_other_option_composes(choice):
-    composed(choice)
+    composed(*(["model=bert4rec"] if choice == "objective=cloze" else []), choice)
 
 
 def test_groups_are_the_folders_of_conf():
@@ -105,6 +105,34 @@ def test_every_data_set_has_a_complete_recipe_and_no_recipe_is_without_data():
         recipe = yaml.safe_load((CONF / "recipe" / f"{name}.yaml").read_text())
         assert sorted(recipe) == sorted(RECIPE_KEYS), name
         assert recipe["recipe"] in ("paper", "ours")
+
+
+def test_a_model_brings_the_objective_and_the_rows_that_it_needs():
+    brought = {
+        name: (composed(f"model={name}").objective._target_.split(".")[-1], mode)
+        for name in options("model")
+        if (mode := composed(f"model={name}").target_mode) and name not in ("popularity", "markov")
+    }
+    others = {"bert4rec": "Cloze", "fmlprec": "BCE", "fpmc": "BPR"}
+    for name, (objective, mode) in brought.items():
+        assert objective == others.get(name, "CrossEntropy")
+        assert mode == ("prefix" if name == "fmlprec" else "all_positions")
+    assert composed("model=fpmc", "objective=cross_entropy").objective._target_.endswith("Entropy")
+
+
+@pytest.mark.parametrize(
+    "overrides, reason",
+    [
+        (["model=fmlprec", "target_mode=all_positions"], "FMLPRec sees later items"),
+        (["model=bert4rec", "objective=cross_entropy"], "BERT4Rec sees later items"),
+        (["model=sasrec", "objective=cloze"], "SASRec has no mask token"),
+    ],
+)
+def test_an_objective_that_the_model_cannot_train_with_is_refused_before_the_data(
+    overrides, reason
+):
+    with pytest.raises(ValueError, match=reason):
+        composed(*overrides)
 
 
 @pytest.mark.parametrize("data", options("data"))

@@ -71,6 +71,16 @@ def test_all_nine_are_here_and_say_what_they_see():
     assert set(RECURRENT) == {"fpmc", "gru4rec", "lrurec", "recblr"}
 
 
+@pytest.mark.parametrize("name", sorted(set(CLASSES) - {"recblr"}))
+def test_every_baseline_has_the_usual_way_with_the_same_parameters(name):
+    ours, usual = tiny(name), tiny(name, usual=True)
+    assert usual.represent(histories()).isfinite().all()
+    shapes = [{key: p.shape for key, p in model.named_parameters()} for model in (ours, usual)]
+    if name != "caser":  # whose windows are longer there
+        assert shapes[0] == shapes[1]
+    assert shapes[0].keys() <= shapes[1].keys()
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_shapes_and_protocol(name):
     model, batch = tiny(name), histories()

@@ -16,7 +16,8 @@ Shapes: N packed items, B sequences, D = d_model, V items, U users. Row u + 1 is
 
 Departures from the paper: a basket is one item, so LI[l] stands for the mean over a basket; no L2
 term in the loss, only the optimiser's `weight_decay`.
-Departures from the usual implementation (RecBole): none in the function, so there is no `usual`.
+Departures from the usual implementation (RecBole): none in the function, so `usual` changes
+nothing.
 Its user row 0, which it never reads, is here an unknown user (id -1) and starts as zeros: a score
 from the last item alone. Trained by BPR on one uniform negative, as there; under the full softmax
 (`objective=cross_entropy`) it is another model. Xavier normal tables, as there.
@@ -35,7 +36,7 @@ class FPMC(nn.Module):
 
     causal = True
 
-    def __init__(self, n_items: int, n_users: int, d_model: int = 64):
+    def __init__(self, n_items: int, n_users: int, d_model: int = 64, usual: bool = False):
         super().__init__()
         if d_model < 1:
             raise ValueError(f"model.d_model={d_model}: must be 1 or more")

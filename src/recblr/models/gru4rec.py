@@ -22,7 +22,8 @@ Departures from the papers: the reset gate acts on U_n h and z_t keeps the old s
 instead of U_n (r * h) and z_t admitting the new one; no biases in the unit; dropout on the elements
 of the embeddings, not on whole items; scores against the input embedding; full softmax over one
 user's whole history, not session-parallel batches with BPR-max or TOP1.
-Departures from the usual implementation (RecBole): none in the function, so there is no `usual`.
+Departures from the usual implementation (RecBole): none in the function, so `usual` changes
+nothing.
 Padding steps, which it computes and drops, do not exist. As there, H = 128 for D = 64, Xavier
 uniform matrices in the first layer of the unit only, Xavier normal embeddings, padding row
 included.
@@ -50,6 +51,7 @@ class GRU4Rec(nn.Module):
         hidden: int = 128,
         n_layers: int = 1,
         dropout: float = 0.3,
+        usual: bool = False,
     ):
         super().__init__()
         for name, size in (("d_model", d_model), ("hidden", hidden), ("n_layers", n_layers)):

@@ -34,8 +34,8 @@ lru_layer.layer_norm, feed_forward.layer_norm, feed_forward.w_{1,2}; model.bias.
 
 Departures from the paper, all as released: B and C have biases; gamma scales every input, where
 eq. 5 starts from h_1 = B x_1; one GELU, where eq. 8 has a second after W2; dropout.
-Departures from the released code: none in the function of a sequence or in its gradients, so there
-is no `usual`. The release pads on the left, to a power of two, and masks what padding would hand
+Departures from the released code: none in the function of a sequence or in its gradients, so
+`usual` changes nothing. The release pads on the left, to a power of two, and masks what padding would hand
 on: that is a recurrence from the first real item, and here there is no padding to mask. gamma
 multiplies B and beta, not the rows; one dropout rate, where the release has two with one default.
 As there, nothing depends on the imaginary part of c: it is kept, with gradient zero, so that
@@ -143,6 +143,7 @@ class LRURec(nn.Module):
         n_layers: int = 2,
         dropout: float = 0.2,
         scan: Scan = "auto",
+        usual: bool = False,
     ):
         super().__init__()
         for name, size in (("d_model", d_model), ("n_layers", n_layers)):

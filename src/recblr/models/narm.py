@@ -18,8 +18,8 @@ Shapes: N packed items, B sequences, T longest sequence, D = d_model, H = hidden
 
 Departures from the paper: A1 and A2 change their names, and the two halves of B their places, as
 in the usual implementation; no biases in the unit, and torch's form of it (see `gru4rec`).
-Departures from the usual implementation (RecBole): none in the function, so there is no `usual`:
-it masks its padding. As there, Xavier normal embeddings (padding row included) and matrices, and
+Departures from the usual implementation (RecBole): none in the function, so `usual` changes
+nothing: it masks its padding. As there, Xavier normal embeddings (padding row included) and matrices, and
 torch's own start of the unit. A1 h and A2 h are held within +-80, where a sigmoid is long 0 or 1:
 `PairWeights` takes their exponentials.
 
@@ -59,6 +59,7 @@ class NARM(nn.Module):
         n_layers: int = 1,
         dropout: float = 0.25,
         head_dropout: float = 0.5,
+        usual: bool = False,
     ):
         super().__init__()
         for name, size in (("d_model", d_model), ("hidden", hidden), ("n_layers", n_layers)):
