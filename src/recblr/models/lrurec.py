@@ -35,9 +35,10 @@ lru_layer.layer_norm, feed_forward.layer_norm, feed_forward.w_{1,2}; model.bias.
 Departures from the paper, all as released: B and C have biases; gamma scales every input, where
 eq. 5 starts from h_1 = B x_1; one GELU, where eq. 8 has a second after W2; dropout.
 Departures from the released code: none in the function of a sequence or in its gradients, so
-`usual` changes nothing. The release pads on the left, to a power of two, and masks what padding would hand
-on: that is a recurrence from the first real item, and here there is no padding to mask. gamma
-multiplies B and beta, not the rows; one dropout rate, where the release has two with one default.
+`usual` changes nothing. The release pads on the left, to a power of two, and masks what padding
+would hand on: that is a recurrence from the first real item, and here there is no padding to mask.
+gamma multiplies B and beta, not the rows; one dropout rate, where the release has two with one
+default.
 As there, nothing depends on the imaginary part of c: it is kept, with gradient zero, so that
 parameters correspond. What the release trains on (a padding slot that predicts the first item,
 sampled classes on XLong) is for the data and the objective, not for a model.

@@ -19,9 +19,9 @@ Shapes: N packed items, B sequences, T longest sequence, D = d_model, H = hidden
 Departures from the paper: A1 and A2 change their names, and the two halves of B their places, as
 in the usual implementation; no biases in the unit, and torch's form of it (see `gru4rec`).
 Departures from the usual implementation (RecBole): none in the function, so `usual` changes
-nothing: it masks its padding. As there, Xavier normal embeddings (padding row included) and matrices, and
-torch's own start of the unit. A1 h and A2 h are held within +-80, where a sigmoid is long 0 or 1:
-`PairWeights` takes their exponentials.
+nothing: it masks its padding. As there, Xavier normal embeddings (padding row included) and
+matrices, and torch's own start of the unit. A1 h and A2 h are held within +-80, where a sigmoid is
+long 0 or 1: `PairWeights` takes their exponentials.
 
 All positions at once need a weight for each pair of positions, T^2 H sigmoids a sequence:
 `PairWeights` never keeps more than T H of them. There is no `step`: every new item changes the sum
