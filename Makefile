@@ -3,8 +3,9 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
-BENCH ?= data
-GPU_TESTS := $(addprefix tests/ops/test_,fused.py scan.py parallel.py conv_triton.py)
+BENCH ?= data bd_lru causal_conv cross_entropy epoch
+GPU_TESTS := $(addprefix tests/ops/test_,fused.py scan.py parallel.py conv_triton.py on_device.py)
+GPU_TESTS += tests/ops/test_dropout.py::test_on_the_gpu_it_is_the_dropout_of_torch
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
@@ -35,14 +36,15 @@ test-all: test test-slow ## both
 lint: .venv/ready ## ruff and pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
-test-gpu: ## the kernel tests on a CUDA device (PYTHON=python3 with torch, triton and pytest; no .venv)
+test-gpu: ## ops and model on a CUDA device (PYTHON=python3 with torch, triton and pytest; no .venv)
+	@$(PYTHON) -c 'import torch; torch.cuda.is_available() or exit("test-gpu: no CUDA device here")'
 	PYTHONPATH=src $(PYTHON) -m pytest -o addopts= $(GPU_TESTS) $(ARGS)
 
 bench-gpu: ## measure the kernels on a CUDA device (PYTHON=python3 with torch and triton; no .venv)
 	PYTHONPATH=src $(PYTHON) benchmarks/bench_gpu.py $(ARGS)
 
 bench: .venv/ready ## measure, and write results/speed.csv (BENCH=data: that one alone)
-	$(BIN)/python benchmarks/bench_$(BENCH).py $(ARGS)
+	for name in $(BENCH); do $(BIN)/python benchmarks/bench_$$name.py $(ARGS) || exit; done
 
 clean-data: ## remove prepared logs (data/cache), keep downloads
 	rm -rf data/cache

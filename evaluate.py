@@ -16,15 +16,17 @@ CONFIG = Path(__file__).parent / "conf" / "evaluate.yaml"
 @one_line_errors(in_job=True)
 def main(cfg: DictConfig) -> None:
     from recblr.report.tables import print_results, result_rows
-    from recblr.run_folder import RunFolder
+    from recblr.run_folder import RunFolder, model_name
     from recblr.training.evaluate import evaluate, floor_metrics, load_weights, read_checkpoint
     from recblr.training.loggers import quiet_lightning
     from recblr.training.module import CHECKPOINT_KEY
     from recblr.training.validate import (
         EVALUATE_KEYS,
         build,
+        build_model,
         check_keys,
         choose_accelerator,
+        choose_scan,
         known_keys,
     )
 
@@ -40,6 +42,14 @@ def main(cfg: DictConfig) -> None:
         trained.data.path = str(Path(cfg.data.path).expanduser().absolute())
     if cfg.mask_history is not None:
         trained.datamodule.mask_history = cfg.mask_history
+    if cfg.scan is not None and "scan" not in trained.model:
+        raise ValueError(f"scan={cfg.scan}: {model_name(trained)} has no scan")
+    if cfg.scan is not None:
+        trained.model.scan = cfg.scan
+    accelerator, scan = choose_accelerator(trained.trainer.accelerator), None
+    if "scan" in trained.model:
+        scan = choose_scan(trained.model.scan, accelerator)
+        log.info("scan=%s runs as %s", trained.model.scan, scan)
 
     data = build(trained.datamodule, log=build(trained.data))
     data.load()
@@ -48,9 +58,8 @@ def main(cfg: DictConfig) -> None:
             f"ckpt_path={path}: trained on other data (split {saved['split_hash'][:12]}, now "
             f"{data.split_hash[:12]}); give the log that it was trained on as data.path"
         )
-    model = build(trained.model, n_items=data.store.n_items)
+    model = build_model(trained.model, data.store.n_items, data.store.n_users)
     load_weights(model, checkpoint)
-    accelerator = choose_accelerator(trained.trainer.accelerator)
     loader = data.evaluation_loader(cfg.split)
     metrics, _ = evaluate(model, loader, data.store.n_items, accelerator)
     config = OmegaConf.to_container(trained, resolve=True)
@@ -60,7 +69,7 @@ def main(cfg: DictConfig) -> None:
     run = RunFolder(path.absolute().parent.parent)
     if run.finished():
         name = f"evaluate_{cfg.split}.json"
-        result = metrics | {"mask_history": trained.datamodule.mask_history}
+        result = metrics | {"mask_history": trained.datamodule.mask_history, "scan": scan}
         run.write_json(name, result | {"checkpoint": path.name, "smoke": trained.smoke})
         log.info("written: %s", run.path / name)
 

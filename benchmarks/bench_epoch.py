@@ -1,5 +1,8 @@
 """Whole training steps against the speed of the matrix product, and an epoch against its steps.
 
+The epoch is one of train.py, from its start to the start of the next, with loader, callbacks and
+checkpoints; the validation loop is left out.
+
 python benchmarks/bench_epoch.py [--profile]
 """
 
@@ -15,15 +18,17 @@ import lightning as L
 import numpy as np
 import torch
 from bench_bd_lru import judged, scaled
+from omegaconf import OmegaConf
 from timing import ROOT, Row, Setting, Spread, measure, record
 
 from recblr.data.batch import SequenceBatch
 from recblr.data.datamodule import SequenceDataModule
 from recblr.data.synthetic import SyntheticLog
 from recblr.models.recblr import RecBLR
+from recblr.ops.backends import resolve_backend
 from recblr.training.module import SequentialRecommender
 from recblr.training.objectives import CrossEntropy
-from recblr.training.validate import cpu_has_bf16
+from recblr.training.validate import build, cpu_has_bf16
 
 WIDTH, CHANNELS, LAYERS = 64, 128, 2
 # rows, items of the catalogue, rows of a sequence, share of the product's speed that is asked
@@ -33,6 +38,9 @@ CASES = {
     "Beauty 16k rows": (16384, 12101, 8, 0.50),
     "Beauty 2048 targets": (2048, 12101, 8, None),
 }
+SCAN = resolve_backend("auto", "cpu", torch.float32)  # what the model runs
+PRODUCT = 2048  # rows and columns of the matrices whose product sets the speed
+LOG = {"n_users": 22_000, "n_items": 12_000, "mean_length": 9, "zipf": 0.5}  # Beauty's shape
 HALF_FASTER, EPOCH_OVER = 1.7, 1.1
 
 
@@ -50,7 +58,7 @@ def flop(rows: int, items: int) -> float:
     return 6 * rows * (LAYERS * per_layer + (items + 1) * WIDTH)
 
 
-def trainer_of(items: int, precision: str = "32-true"):
+def module_and_optimizer(items: int, precision: str = "32-true"):
     torch.manual_seed(0)
     model = RecBLR(items, d_model=WIDTH, n_layers=LAYERS, expansion=2, dropout=0.2)
     module = SequentialRecommender(model, items, CrossEntropy(), precision=precision)
@@ -64,9 +72,9 @@ def step(module, optimizer, batch) -> None:
 
 
 def product_speed(repeats: int) -> float:
-    """FLOP per second of a 2048^3 product."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    return 2 * 2048**3 / measure(lambda: torch.mm(a, b), repeats).median
+    """FLOP per second."""
+    a, b = torch.randn(2, PRODUCT, PRODUCT)
+    return 2 * PRODUCT**3 / measure(lambda: torch.mm(a, b), repeats).median
 
 
 def bench_steps(repeats: int) -> list[Row]:
@@ -74,13 +82,13 @@ def bench_steps(repeats: int) -> list[Row]:
     for name, (n, items, length, bar) in CASES.items():
         batch, spent = batch_of(n, items, length), {}
         for precision in ("32-true", "bf16-mixed"):
-            module, optimizer = trainer_of(items, precision)
+            module, optimizer = module_and_optimizer(items, precision)
             spent[precision] = measure(partial(step, module, optimizer, batch), repeats)
-            rows.append(Row("step", name, precision, "ms", *scaled(spent[precision])))
+            rows.append(Row("step", f"{name} {precision}", SCAN, "ms", *scaled(spent[precision])))
         limit = product_speed(repeats)
         share = flop(n, items) / spent["32-true"].median / limit
         half = spent["32-true"].median / spent["bf16-mixed"].median
-        rows.append(Row("step", name, "32-true", "share of mm", share))
+        rows.append(Row("step", f"{name} 32-true", SCAN, "share of mm", share))
         verdict = f"{judged(share >= bar)} at least {bar:.0%}" if bar else "no bar"
         print(f"{name}: {1e3 * spent['32-true'].median:.0f} ms, {share:.0%} of the speed of mm")
         print(f"    ({limit / 1e9:.0f} GFLOP/s)  {verdict}")
@@ -90,52 +98,73 @@ def bench_steps(repeats: int) -> list[Row]:
 
 
 def bench_epoch(repeats: int) -> list[Row]:
-    """An epoch with loader, loss record and checkpoints, over its steps alone."""
-    log = SyntheticLog(n_users=22_000, n_items=12_000, mean_length=9, zipf=0.5)
-    data = SequenceDataModule(log, 50, 2048, 512, seed=0)
+    """An epoch as train.py runs it, with its trainer, callbacks and checkpoints, over its steps."""
+    data = SequenceDataModule(SyntheticLog(**LOG), 50, 2048, 512, seed=0)
     data.load()
-    items = data.store.n_items
-    timer = EpochTimer()
+    items, timer = data.store.n_items, EpochTimer()
     with tempfile.TemporaryDirectory() as folder:
-        module, _ = trainer_of(items)
+        module, _ = module_and_optimizer(items)
         module.optimizer = partial(torch.optim.Adam, lr=1e-3, fused=True)
-        checkpoint = L.pytorch.callbacks.ModelCheckpoint(folder, save_last=True)
-        L.Trainer(
-            max_epochs=1 + repeats, accelerator="cpu", logger=False, enable_progress_bar=False,
-            enable_model_summary=False, limit_val_batches=0, callbacks=[timer, checkpoint],
-            reload_dataloaders_every_n_epochs=1,
-        ).fit(module, datamodule=data)  # fmt: skip
-    whole = Spread.of(timer.seconds[1:])
-    module, optimizer = trainer_of(items)
+        module.identity = {"item_ids": data.store.item_ids.tolist()}
+        nodes = OmegaConf.load(ROOT / "conf/callbacks/default.yaml")
+        nodes.checkpoint.dirpath = folder
+        trainer = build(
+            OmegaConf.load(ROOT / "conf/trainer/default.yaml"),
+            max_epochs=1 + repeats,
+            limit_val_batches=1,
+            accelerator="cpu",
+            callbacks=[timer, *(build(node) for node in nodes.values())],
+            logger=False,
+        )
+        trainer.fit(module, datamodule=data)
+    whole = Spread.of(timer.seconds()[1:])
+    module, optimizer = module_and_optimizer(items)
     batches = list(data.train_dataloader())
     alone = measure(lambda: [step(module, optimizer, b) for b in batches], repeats, warmup=1)
     over = whole.median / alone.median
     print(f"an epoch of {len(batches)} steps: {whole.median:.2f} s, its steps {alone.median:.2f} s")
     print(f"    {over:.3f}x  {judged(over <= EPOCH_OVER)} at most {EPOCH_OVER}x")
+    case = "Beauty shape, 2048 targets 32-true"
     return [
-        Row("epoch", "Beauty shape, 2048 targets", "everything", "s", *whole),
-        Row("epoch", "Beauty shape, 2048 targets", "steps alone", "s", *alone),
+        Row("epoch", f"{case}, without validation", SCAN, "s", *whole),
+        Row("epoch", f"{case}, steps alone", SCAN, "s", *alone),
     ]
 
 
 class EpochTimer(L.Callback):
-    """Seconds of each epoch's training, checkpoint included."""
+    """Seconds from the start of an epoch to the start of the next, without the validation loop.
+
+    As the first callback it stops the clock of that loop before the others, so what they do there
+    counts: early stopping, both checkpoints, the record of the epoch.
+    """
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        self.starts: list[float] = []
+        self.validation: list[float] = []
 
     def on_train_epoch_start(self, *_) -> None:
-        self.start = time.perf_counter()
+        self.starts.append(time.perf_counter())
 
-    def on_train_epoch_end(self, *_) -> None:
-        self.seconds.append(time.perf_counter() - self.start)
+    on_train_end = on_train_epoch_start
+
+    def on_validation_start(self, *_) -> None:
+        self.validation.append(-time.perf_counter())
+
+    def on_validation_end(self, *_) -> None:
+        self.validation[-1] += time.perf_counter()
+
+    def seconds(self) -> list[float]:
+        return [
+            end - start - validation
+            for start, end, validation in zip(self.starts, self.starts[1:], self.validation)
+        ]
 
 
 def profile() -> None:
     """Shares of a step by operation, for the two shapes."""
     for name in ("ML-1M 20k rows", "Beauty 16k rows"):
         n, items, length, _ = CASES[name]
-        batch, (module, optimizer) = batch_of(n, items, length), trainer_of(items)
+        batch, (module, optimizer) = batch_of(n, items, length), module_and_optimizer(items)
         for _ in range(3):
             step(module, optimizer, batch)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:

@@ -1,13 +1,19 @@
-"""What benchmarks share, and one of them on a small log."""
+"""What benchmarks share, and each of them on tiny sizes."""
 
 import csv
 import importlib
+import re
+import shutil
+import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from command_line import ROOT, spawn
+
+from recblr import run_folder
 
 COLUMNS = ["what", "case", "backend", "unit", "value", "p20", "p80", "threads", "load", "device"]
 COLUMNS += ["versions", "commit", "command"]
@@ -199,3 +205,151 @@ def test_bench_data_refuses_a_log_that_is_too_small(tmp_path):
     done = spawn("benchmarks/bench_data", "--rows", "10", cwd=tmp_path)
     assert done.code == 2
     assert "--rows 1000" in done.err
+
+
+@pytest.fixture
+def tiny(timing, tmp_path, monkeypatch):
+    """Runs a benchmark in this process, its constants replaced; gives its rows."""
+
+    def run(name: str, *arguments: str, **constants) -> list[dict[str, str]]:
+        bench = importlib.import_module(name)
+        for constant, value in constants.items():
+            monkeypatch.setattr(bench, constant, value)
+        out = tmp_path / "speed.csv"
+        monkeypatch.setattr(
+            sys, "argv", [f"{name}.py", "--repeats", "1", "--out", str(out), *arguments]
+        )
+        bench.main()
+        return table(out)
+
+    return run
+
+
+def figures(rows: list[dict[str, str]]) -> set[tuple[str, ...]]:
+    assert all(float(row["value"]) > 0 for row in rows)
+    return {(row["case"], row["backend"], row["unit"]) for row in rows}
+
+
+def test_bench_bd_lru_measures_shapes_lengths_and_the_memory_limit(tiny, tmp_path, capsys):
+    figure = tmp_path / "figure.png"
+    rows = tiny(
+        "bench_bd_lru", "--figure", str(figure), SHAPES={"4x8": (4, 8)}, LENGTHS=(800, 8000)
+    )
+    case = "4x8x128 fwd+bwd"
+    assert figures(rows) == {
+        *((case, backend, "ms") for backend in ("memcpy", "cpu", "serial")),
+        *((f"{n} rows", "memcpy", "ns/row") for n in (800, 8000)),
+        *(
+            (f"{n} rows, {kind}", "cpu", "ns/row")
+            for n in (800, 8000)
+            for kind in ("one sequence", "sequences of 8")
+        ),
+    }
+    assert figure.stat().st_size > 0
+    assert len(re.findall("PASS|FAIL", capsys.readouterr().out)) == 4
+
+
+def test_bench_causal_conv_measures_both(tiny):
+    rows = tiny("bench_causal_conv", SHAPES={"4x8": (4, 8)})
+    case = "4x8x128 fwd+bwd"
+    assert figures(rows) == {(case, "cpu", "ms"), (case, "nn.Conv1d", "ms")}
+
+
+def test_bench_cross_entropy_measures_time_and_memory(tiny, timing):
+    here = lambda function, *given: timing.Cost(0, 0, 1, function(*given))  # noqa: E731
+    rows = tiny("bench_cross_entropy", CASES={"tiny": (40, 30)}, in_fresh_process=here)
+    assert {row["unit"] for row in rows} == {"ms", "extra_mb"}
+    assert {row["backend"] for row in rows} >= {"chunked", "F.cross_entropy"}
+
+
+def test_bench_epoch_names_precision_and_scan_and_counts_checkpoints(tiny, monkeypatch, capsys):
+    bench = importlib.import_module("bench_epoch")
+    slow, save = 0.3, bench.L.Trainer.save_checkpoint
+    monkeypatch.setattr(
+        bench.L.Trainer, "save_checkpoint", lambda *given: (time.sleep(slow), save(*given))
+    )
+    rows = tiny(
+        "bench_epoch", "--threads", "1", PRODUCT=64, CASES={"tiny": (64, 30, 8, 0.5)},
+        LOG={"n_users": 300, "n_items": 30, "mean_length": 6, "zipf": 0.5},
+    )  # fmt: skip
+    epoch = "Beauty shape, 2048 targets 32-true"
+    assert figures(rows) == {
+        ("tiny 32-true", "cpu", "ms"), ("tiny bf16-mixed", "cpu", "ms"),
+        ("tiny 32-true", "cpu", "share of mm"),
+        (f"{epoch}, without validation", "cpu", "s"), (f"{epoch}, steps alone", "cpu", "s"),
+    }  # fmt: skip
+    seconds = {row["case"]: float(row["value"]) for row in rows if row["what"] == "epoch"}
+    assert seconds[f"{epoch}, without validation"] > slow  # `last` is saved after each epoch
+
+
+def test_epoch_timer_leaves_the_validation_loop_out(timing):
+    timer = importlib.import_module("bench_epoch").EpochTimer()
+    for _ in range(2):
+        timer.on_train_epoch_start()
+        timer.on_validation_start()
+        time.sleep(0.2)
+        timer.on_validation_end()
+        time.sleep(0.02)
+    timer.on_train_end()
+    assert len(timer.seconds()) == 2 and all(0.02 <= s < 0.2 for s in timer.seconds())
+
+
+def test_bench_gpu_without_a_device_says_so_and_reports_what_is_compiled(
+    timing, tmp_path, monkeypatch, capsys
+):
+    bench, commands = importlib.import_module("bench_gpu"), []
+    monkeypatch.setattr(bench.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(bench.subprocess, "run", lambda command, **_: commands.append(command))
+    monkeypatch.setattr(sys, "argv", ["bench_gpu.py", "--out", str(tmp_path / "speed.csv")])
+    bench.main()
+    assert "not measured: no CUDA device here" in capsys.readouterr().out
+    assert [command[-1] for command in commands] == [
+        f"test_{name}:kernels" for name in ("fused", "conv_triton", "scan")
+    ]
+    assert not (tmp_path / "speed.csv").exists()
+
+
+def test_bench_gpu_measures_kernels_and_table_5(tiny, timing, monkeypatch, capsys):
+    """In Triton's interpreter: what it would measure, not how fast that is."""
+    bench = importlib.import_module("bench_gpu")
+    cuda = {"is_available": True, "get_device_name": "a GPU", "synchronize": None}
+    cuda |= {"reset_peak_memory_stats": None, "memory_allocated": 0, "max_memory_allocated": 1}
+    for name, value in cuda.items():
+        monkeypatch.setattr(bench.torch.cuda, name, lambda value=value: value)
+    sizes = {"SEQUENCES": 1, "LENGTH": 3, "CHANNELS": 4, "ITEMS": 9, "COPIED": 64, "CALLS": 1}
+    small = partial(bench.RecBLR, d_model=4, n_layers=1)
+    once = lambda call, repeats, wait: timing.measure(call, 1, warmup=0)  # noqa: E731
+    rows = tiny("bench_gpu", DEVICE="cpu", RecBLR=small, measure=once, **sizes)
+    assert {row["device"] for row in rows} == {"a GPU"}
+    kernels = {("bd_lru", "fused"), ("causal_conv", "fused"), ("scan", "triton")}
+    assert {
+        (row["what"], row["backend"]) for row in rows if row["unit"] == "share of copy"
+    } == kernels
+    assert {(row["what"], row["backend"]) for row in rows} == kernels | {
+        *(("bd_lru", backend) for backend in ("parallel", "serial", "released")),
+        *(("table 5", scan) for scan in ("serial", "parallel_sp", "parallel_ep", "fused")),
+        ("copy", "device"),
+    }
+    out = capsys.readouterr().out
+    assert len(re.findall("(PASS|FAIL) at least 85%", out)) == 2 * 2 * len(kernels)
+    assert len(re.findall("(PASS|FAIL) at least 4x", out)) == 1
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_commit_is_dirty_after_a_change_but_not_after_one_in_results(tmp_path, monkeypatch):
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    for name in ("src/code.py", "results/speed.csv"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "src" / "code.py"))
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    assert re.fullmatch("[0-9a-f]{12}", run_folder.commit())
+    (tmp_path / "results/speed.csv").write_text("a row")
+    assert re.fullmatch("[0-9a-f]{12}", run_folder.commit())
+    (tmp_path / "src/code.py").write_text("a line")
+    assert re.fullmatch("[0-9a-f]{12}-dirty", run_folder.commit())

@@ -177,6 +177,41 @@ def test_evaluate_without_the_history_ranks_no_target_lower(copied):
     assert "history not ranked" in outcome.out
 
 
+def test_evaluate_with_another_scan_gives_the_same_ranking(copied):
+    checkpoint = copied.folder / "checkpoints" / "best.ckpt"
+    outcome = invoke("evaluate", f"ckpt_path={checkpoint}", "scan=serial", cwd=copied.cwd)
+    assert outcome.code == 0, outcome.err
+    assert "scan=serial runs as serial" in outcome.out
+    again = json.loads((copied.folder / "evaluate_test.json").read_text())
+    assert again["scan"] == "serial"
+    assert {m: again[m] for m in METRICS} == pytest.approx({m: copied.metrics[m] for m in METRICS})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_evaluate_of_a_run_with_a_scan_for_gpus_says_so_and_takes_another(copied, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    path = copied.folder / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["recblr"]["config"]["model"]["scan"] = "fused"
+    torch.save(checkpoint, path)
+    refused = invoke("evaluate", f"ckpt_path={path}", cwd=copied.cwd)
+    assert refused.code == 1 and "scan=fused cannot run: Triton needs a CUDA device" in refused.err
+    assert "prepared" not in refused.out
+    outcome = invoke("evaluate", f"ckpt_path={path}", "scan=auto", cwd=copied.cwd)
+    assert outcome.code == 0, outcome.err
+    again = json.loads((copied.folder / "evaluate_test.json").read_text())
+    assert {m: again[m] for m in METRICS} == {m: copied.metrics[m] for m in METRICS}
+
+
+def test_evaluate_refuses_a_scan_for_a_model_without_one(copied):
+    path = copied.folder / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["recblr"]["config"]["model"]["scan"]
+    torch.save(checkpoint, path)
+    refused = invoke("evaluate", f"ckpt_path={path}", "scan=cpu", cwd=copied.cwd)
+    assert refused.code == 1 and "scan=cpu: recblr has no scan" in refused.err
+
+
 def test_same_command_again_prints_the_table_and_does_not_train(copied):
     before = {name: (copied.folder / name).stat().st_mtime_ns for name in FILES}
     outcome = invoke("train", *SMOKE, cwd=copied.cwd)
@@ -333,7 +368,8 @@ def test_help_shows_groups_five_examples_and_the_config_without_loading_torch(tm
     assert outcome.code == 0
     examples = [line for line in outcome.out.splitlines() if line.startswith("python train.py")]
     assert len(examples) == 5
-    assert "model: markov, popularity, recblr\n" in outcome.out
+    for model in ("model: bert4rec, caser, ", "popularity, recblr, sasrec\n"):
+        assert model in outcome.out
     assert "logger: csv, wandb\n" in outcome.out
     assert "seed: 2024" in outcome.out and "_target_: recblr.models.recblr.RecBLR" in outcome.out
     imported = {line.rsplit("|", 1)[-1].strip() for line in outcome.err.splitlines()}

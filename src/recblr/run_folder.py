@@ -217,15 +217,23 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Commit of the checkout that this file belongs to, `-dirty` with uncommitted changes."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+    """Commit of the checkout that this file belongs to, `-dirty` with uncommitted changes.
+
+    Changes in results/ do not count: each benchmark leaves some there for the next.
+    """
+
+    def git(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["git", *arguments],
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
             timeout=10,
         )
+
+    try:
+        name = git("describe", "--always", "--abbrev=12").stdout.strip()
+        same = git("diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)results").returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return (name if same else f"{name}-dirty") if name else None

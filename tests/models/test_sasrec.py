@@ -1,5 +1,3 @@
-import inspect
-
 import pytest
 import torch
 from batches import batch_of, random_sequences, scramble
@@ -79,8 +77,9 @@ def test_the_item_matrix_is_the_embedding_without_a_bias():
     assert not hasattr(model, "item_bias")
 
 
-def test_there_is_no_usual_because_the_usual_implementation_is_this_function():
-    assert "usual" not in inspect.signature(SASRec).parameters
+def test_usual_changes_nothing_because_the_usual_implementation_is_this_function():
+    batch = batch_of(random_sequences(LENGTHS, V))
+    assert torch.equal(tiny(usual=True).encode(batch), tiny().encode(batch))
 
 
 @pytest.mark.parametrize(

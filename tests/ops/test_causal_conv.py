@@ -217,7 +217,7 @@ def test_it_takes_the_backend_names_of_the_scan():
         ("weight", torch.zeros(3, 4), r"weight has shape \(3, 4\), expected \(2, 4\)"),
         ("bias", torch.zeros(3), r"bias has shape \(3,\), expected \(2,\)"),
         ("state", torch.zeros(1, 4, 2), r"state has shape \(1, 4, 2\), expected \(1, 3, 2\)"),
-        ("bias", torch.zeros(2).double(), "bias is torch.float64, expected torch.float32"),
+        ("bias", torch.zeros(2).double(), "bias is torch.float64, too wide for x of torch.float32"),
     ],
 )
 def test_a_wrong_argument_is_named(name, wrong, message):

@@ -158,7 +158,7 @@ def test_float64_runs_the_reference_and_fused_refuses_it():
     ("name", "wrong", "message"),
     [
         ("weight", torch.zeros(2, 4, device="meta"), "weight is on meta, x on"),
-        ("bias", torch.zeros(2).double(), "bias is torch.float64, expected torch.float32"),
+        ("bias", torch.zeros(2).double(), "bias is torch.float64, too wide for x of torch.float32"),
         ("cu_seqlens", torch.tensor([0, 3]).int(), "cu_seqlens is torch.int32"),
     ],
 )

@@ -140,7 +140,13 @@ class GatedRecurrent(nn.Module):
         h0, conv_state = state
         p = layout.zero_padding(self.in_proj(x))
         u, conv_state = causal_conv(
-            p, self.conv_weight, self.conv_bias, layout.cu_seqlens, conv_state, backend=self.scan
+            p,
+            self.conv_weight,
+            self.conv_bias,
+            layout.cu_seqlens,
+            conv_state,
+            backend=self.scan,
+            cu_seqlens_host=layout.cu_seqlens_host,
         )  # (N, C)
         u, gates = layout.zero_padding(u), self.gates(u)
         if layout.real is not None:  # decay 1, input scale 0: h0 passes the padding as it is

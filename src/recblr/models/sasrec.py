@@ -31,9 +31,8 @@ and values alike (the paper: before, on queries alone), and none at the end; exa
 units (ReLU and D); biases everywhere; no factor sqrt(D) on the embeddings, but LayerNorm on their
 sum with the positions; positions from the oldest item (from the newest); N(0, 0.02) weights. Full
 softmax over V+1 rows is the usual loss; `objective=bce` is the paper's.
-Departures from the usual implementation: none in the function, so `usual` changes
-nothing. Padding is
-left out, not masked with -10000: the weights that it got there are 0 to the last bit.
+Departures from the usual implementation: none in the function, so `usual` changes nothing. Padding
+is left out, not masked with -10000: the weights that it got there are 0 to the last bit.
 """
 
 from __future__ import annotations

@@ -47,6 +47,8 @@ def _obstacle(
     if backend in ("fused", "parallel"):
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed (pip install triton, Linux only)"
+        if kind == "cuda" and interpreted():
+            return f"TRITON_INTERPRET=1 runs kernels on the CPU, the tensors are on {device}"
         if kind != "cuda" and (automatic or not interpreted()):
             return f"Triton needs a CUDA device, the tensors are on the {kind.upper()}"
         if backend == "fused" and dtype == torch.float64:

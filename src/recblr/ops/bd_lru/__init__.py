@@ -2,12 +2,11 @@
 
 import importlib
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from recblr.ops.backends import resolve_backend
-from recblr.ops.packed import check_cu_seqlens
+from recblr.ops.packed import check_cu_seqlens, check_others, check_rows
 
 
 def bd_lru(
@@ -25,20 +24,13 @@ def bd_lru(
     Differentiable once in u, gates, lambda_, h0 and z. ValueError for shapes, dtypes, devices and
     backends that do not fit.
     """
+    dtype = check_rows("u", u)
     (n, channels), sequences = u.shape, cu_seqlens.numel() - 1
-    dtype = torch.float32 if u.dtype in (torch.float16, torch.bfloat16) else u.dtype
-    expected = {"gates": (gates, (n, 2 * channels)), "lambda_": (lambda_, (channels,)),
-                "h0": (h0, (sequences, channels)), "z": (z, (n, channels))}  # fmt: skip
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if torch.promote_types(tensor.dtype, dtype) != dtype:
-            raise ValueError(f"{name} is {tensor.dtype}, too wide for u of {u.dtype}")
-        if tensor.device != u.device:
-            raise ValueError(f"{name} is on {tensor.device}, u on {u.device}")
-    check_cu_seqlens(cu_seqlens if cu_seqlens_host is None else cu_seqlens_host, n)
+    check_others(
+        "u", u, dtype, gates=(gates, (n, 2 * channels)), lambda_=(lambda_, (channels,)),
+        h0=(h0, (sequences, channels)), z=(z, (n, channels)),
+    )  # fmt: skip
+    check_cu_seqlens(cu_seqlens, u, cu_seqlens_host)
     name = resolve_backend(backend, u.device, dtype)
     implementation = importlib.import_module(f"{__name__}.{name}").bd_lru
     h0 = u.new_zeros(sequences, channels) if h0 is None else h0

@@ -63,6 +63,9 @@ TINY = tl.constexpr(1.2e-38)  # the least normal float32: s >= 1e-19 keeps 1/s f
 # has full precision for any g above 1e-18.
 FASTEST = tl.constexpr(-65.0)
 
+# Of minimum and maximum, which else return the other argument: NaN would train on unseen.
+KEEP_NAN = tl.constexpr(tl.PropagateNan.ALL)
+
 # 1 - 4^x = x (K0 + x (K1 + ...)) on [-0.25, 0]: Chebyshev, relative error 1.4e-8.
 NEAR_ONE = tl.constexpr(-0.25)
 K0, K1 = tl.constexpr(-1.38629434), tl.constexpr(-0.960902698)
@@ -76,7 +79,7 @@ def sigmoid_pair(x):
 
     Where the first is 0 the second may be too: what it multiplies has the first as a factor.
     """
-    e = tl.exp2(tl.minimum(x * -LOG2_E, LARGEST))
+    e = tl.exp2(tl.minimum(x * -LOG2_E, LARGEST, propagate_nan=KEEP_NAN))
     root = tl.rsqrt(1.0 + e)
     r = root * root
     return r, e * r
@@ -88,7 +91,7 @@ def decay(log2_a, eps):
     a = tl.exp2(log2_a)
     near = log2_a * (K0 + log2_a * (K1 + log2_a * (K2 + log2_a * (K3 + log2_a * K4))))
     square = tl.where(log2_a > NEAR_ONE, near, 1.0 - a * a) + eps
-    square = tl.maximum(square, TINY)
+    square = tl.maximum(square, TINY, propagate_nan=KEEP_NAN)
     inverse = tl.rsqrt(square)
     return a, square * inverse, inverse
 
@@ -186,7 +189,7 @@ def backward_kernel(
 
         r, kept = sigmoid_pair(gr)
         i, closed = sigmoid_pair(gi)
-        log2_a = tl.maximum(rate[None, :] * r * -LOG2_E, FASTEST)
+        log2_a = tl.maximum(rate[None, :] * r * -LOG2_E, FASTEST, propagate_nan=KEEP_NAN)
         a, s, inverse = decay(log2_a, eps)
         v = s * i * x
         # a h_(t-1) without shifted rows; as h - v it would lose all digits where a is small.
@@ -241,7 +244,7 @@ def summary_kernel(
         r, _ = sigmoid_pair(tl.load(gates + at_gate, mask, CLOSED).to(tl.float32))
         log2_a = rate[None, :] * r
         if REVERSE:
-            a = tl.exp2(tl.maximum(log2_a, FASTEST))
+            a = tl.exp2(tl.maximum(log2_a, FASTEST, propagate_nan=KEEP_NAN))
             x = tl.load(dy + at, mask, 0.0).to(tl.float32)
             if MERGE:
                 zt = tl.load(z + at, mask, 0.0).to(tl.float32)

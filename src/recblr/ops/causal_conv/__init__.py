@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from recblr.ops.backends import resolve_backend
-from recblr.ops.packed import check_cu_seqlens
+from recblr.ops.packed import check_cu_seqlens, check_others, check_rows
 
 
 def causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor, cu_seqlens: Tensor, state: Tensor | None = None,
-    silu: bool = True, backend: str = "auto",
+    silu: bool = True, backend: str = "auto", cu_seqlens_host: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """u_t = silu(bias + sum_k weight[:, k] x_(t-W+1+k)); `silu=False` leaves out the silu.
 
@@ -24,18 +24,13 @@ def causal_conv(
     "serial" runs the reference. ValueError for shapes, dtypes, devices and backends that do not
     fit.
     """
-    (n, channels), sequences, width = x.shape, cu_seqlens.numel() - 1, weight.shape[-1]
-    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    expected = {"weight": (weight, (channels, width)), "bias": (bias, (channels,))}
-    expected["state"] = (state, (sequences, width - 1, channels))
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and (tensor.shape != shape or width < 1):
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor is not None and torch.promote_types(tensor.dtype, dtype) != dtype:
-            raise ValueError(f"{name} is {tensor.dtype}, expected {dtype} for x of {x.dtype}")
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
-    check_cu_seqlens(cu_seqlens, n)
+    dtype = check_rows("x", x)
+    channels, sequences, width = x.shape[1], cu_seqlens.numel() - 1, max(weight.shape[-1], 1)
+    check_others(
+        "x", x, dtype, weight=(weight, (channels, width)), bias=(bias, (channels,)),
+        state=(state, (sequences, width - 1, channels)),
+    )  # fmt: skip
+    check_cu_seqlens(cu_seqlens, x, cu_seqlens_host)
     name = resolve_backend(backend, x.device, dtype)
     if name in ("fused", "parallel"):
         name = "triton" if dtype == torch.float32 else "reference"

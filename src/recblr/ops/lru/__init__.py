@@ -2,11 +2,10 @@
 
 import importlib
 
-import torch
 from torch import Tensor
 
 from recblr.ops.backends import resolve_backend
-from recblr.ops.packed import check_cu_seqlens
+from recblr.ops.packed import check_cu_seqlens, check_others, check_rows
 
 
 def lru(
@@ -27,19 +26,10 @@ def lru(
     """
     if u.dim() != 2 or u.shape[1] % 2:
         raise ValueError(f"u has shape {tuple(u.shape)}, expected (N, 2S)")
-    (n, width), sequences = u.shape, cu_seqlens.numel() - 1
-    dtype = torch.float32 if u.dtype in (torch.float16, torch.bfloat16) else u.dtype
-    expected = {"lambda_": (lambda_, (2, width // 2)), "h0": (h0, (sequences, width))}
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if torch.promote_types(tensor.dtype, dtype) != dtype:
-            raise ValueError(f"{name} is {tensor.dtype}, too wide for u of {u.dtype}")
-        if tensor.device != u.device:
-            raise ValueError(f"{name} is on {tensor.device}, u on {u.device}")
-    check_cu_seqlens(cu_seqlens if cu_seqlens_host is None else cu_seqlens_host, n)
+    width, sequences = u.shape[1], cu_seqlens.numel() - 1
+    dtype = check_rows("u", u)
+    check_others("u", u, dtype, lambda_=(lambda_, (2, width // 2)), h0=(h0, (sequences, width)))
+    check_cu_seqlens(cu_seqlens, u, cu_seqlens_host)
     name = resolve_backend(backend, u.device, dtype)
     if name == "fused" or (backend == "auto" and name == "serial"):
         name = "parallel"

@@ -54,7 +54,7 @@ def scan(
             raise ValueError(f"{name} is {tensor.dtype}, expected a float not above {wide}")
         if tensor.device != u.device:
             raise ValueError(f"{name} is on {tensor.device}, u on {u.device}")
-    check_cu_seqlens(cu_seqlens, n)
+    check_cu_seqlens(cu_seqlens, u)
     implementation = importlib.import_module(f"{__name__}.{resolve_backend(backend, u.device)}")
     h0 = u.new_zeros(sequences, channels) if h0 is None else h0
     h, final_state = implementation.scan(a, u, cu_seqlens, h0.to(wide))
