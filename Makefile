@@ -25,7 +25,7 @@ setup: .venv/ready ## virtual environment .venv with everything (TORCH_INDEX=url
 demo: .venv/ready ## train RecBLR on the synthetic log and compare it with floors and ceiling (2 minutes)
 	$(BIN)/python train.py data=synthetic model=recblr trainer.max_epochs=10 logger=csv overwrite=true $(ARGS)
 
-test: .venv/ready ## fast tests (under 4 minutes on 2 cores)
+test: .venv/ready ## fast tests (4 to 9 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-slow: .venv/ready ## the slow tests alone
