@@ -34,6 +34,7 @@ def assert_close(op: str, got: dict, plain: dict, exact: dict, case: str = "") -
     """Compare results by name: `got`, the reference in the same precision, and in float64."""
     assert got.keys() == exact.keys()
     for name in exact:
+        assert got[name].shape == exact[name].shape, f"{op} {name}: {got[name].shape}; {case}"
         error, allowed = (
             relative_error(got[name], exact[name]),
             allowed_error(op, plain[name], exact[name]),

@@ -70,6 +70,12 @@ def assert_wide(row: dict, bits: int, loads: int, stores: int) -> None:
         assert found >= least, f"{found} {kind} of {bits} bits, expected {least}: {row}"
 
 
+def assert_long_offsets(rows: list[dict]) -> None:
+    """No row computes a product that could be an element's offset, over 2^31, in 32 bits."""
+    for row in rows:
+        assert not row["short_products"], f"{row['kernel']} on sm_{row['sm']}: {row}"
+
+
 @lru_cache
 def compile_report(source: str) -> list[dict]:
     """Rows of `compile_kernels` for a "module:function" that lists kernels, in a fresh process."""
@@ -118,6 +124,7 @@ def measure(kernel: Kernel, sm: int) -> dict:
         "instructions": len(operations),
         "loads": widths(operations, "LDG"),
         "stores": widths(operations, "STG"),
+        "short_products": short_products(compiled.asm["ttir"]),
     }
 
 
@@ -137,6 +144,28 @@ def disassemble(cubin: bytes) -> tuple[dict[str, str], str]:
             for flag in ("-res-usage", "-sass")
         )  # fmt: skip
     return dict(re.findall(r"(\w+):(\d+)", usage)), code
+
+
+def short_products(code: str) -> list[str]:
+    """The 32-bit products in Triton's code without a factor known to be small.
+
+    That is a constant, or a number of tl.arange.
+    """
+    small, found = set(), []
+    for line in code.splitlines():
+        result, _, operation = line.strip().partition(" = ")
+        operands = re.findall(r"%[\w-]+", operation)
+        product = re.match(r"arith\.muli .* : (tensor<[\dx]+x)?i32", operation)
+        if product and small.isdisjoint(operands):
+            found.append(line.strip())
+        reshaped = operation.startswith(("tt.expand_dims", "tt.broadcast", "tt.splat"))
+        if operation.startswith(("arith.constant", "tt.make_range")) or (
+            reshaped and small.issuperset(operands)
+        ):
+            small.add(result)
+        else:  # a name may stand for something else in the next branch
+            small.discard(result)
+    return found
 
 
 def widths(operations: list[str], kind: str) -> dict[str, int]:

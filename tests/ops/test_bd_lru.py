@@ -182,8 +182,12 @@ def test_slices_of_larger_buffers_give_the_same(backend):
         assert_same(backend, got[name], exact[name])
 
 
-def test_gradients_are_the_same_on_one_thread_and_on_two():
-    inputs = make([30, 5, 0, 70] * 8, 33)
+@pytest.mark.parametrize(
+    ("lengths", "channels"),
+    [([30, 5, 0, 70] * 8, 33), ([300], 130)],  # the second: two threads share its channels
+)
+def test_gradients_are_the_same_on_one_thread_and_on_two(lengths, channels):
+    inputs = make(lengths, channels)
     threads = torch.get_num_threads()
     try:
         results = []
@@ -299,28 +303,35 @@ def test_wrong_cu_seqlens_are_named(cu_seqlens, message):
         ("gates", torch.zeros(3, 3), r"gates has shape \(3, 3\), expected \(3, 4\)"),
         ("lambda_", torch.zeros(3), r"lambda_ has shape \(3,\), expected \(2,\)"),
         ("h0", torch.zeros(2, 2), r"h0 has shape \(2, 2\), expected \(1, 2\)"),
-        ("z", torch.zeros(3, 2), "z is torch.float64, too wide for u of torch.float32"),
+        ("z", torch.zeros(3, 2).double(), "z is torch.float64, too wide for u of torch.float32"),
+        ("z", torch.zeros(3, 2, device="meta"), "z is on meta, u on cpu"),
+        ("u", torch.zeros(3), r"u has shape \(3,\), expected \(N, C\)"),
+        ("u", torch.zeros(3, 2).int(), "u is torch.int32, expected a float dtype"),
+        ("gates", torch.zeros(3, 4).int(), "gates is torch.int32, expected a float dtype"),
         ("cu_seqlens", torch.tensor([0, 3]).int(), "cu_seqlens is torch.int32 of shape"),
     ],
 )
 def test_a_wrong_argument_is_named(name, wrong, message):
     inputs = {k: v.float() if k in NAMES else v for k, v in make([3], 2).items()}
-    wrong = wrong.double() if name == "z" else wrong
     with pytest.raises(ValueError, match=message):
         bd_lru(**(inputs | {name: wrong}))
 
 
 @pytest.mark.parametrize("backend", ["reference", "serial", "cpu", "parallel", "fused"])
-@pytest.mark.parametrize("name", ["u", "gates", "lambda_"])
-def test_nan_is_never_lost(backend, name):
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [("u", 0), ("gates", 0), ("gates", 3), ("lambda_", 0), ("h0", 0), ("z", 0)],
+)
+def test_nan_in_any_input_reaches_the_output_and_the_gradients(backend, name, at):
     # A diverged weight must stop the training, not feed it plausible numbers.
-    made = make([5], 3, h0=False, merge=False)
-    inputs = {key: made[key].float() for key in ("u", "gates", "lambda_")}
-    inputs["cu_seqlens"] = made["cu_seqlens"]
-    inputs[name].view(-1)[0] = torch.nan  # row 0, channel 0: the recurrence gate's, in `gates`
-    leaves = [inputs[key].requires_grad_() for key in ("u", "gates", "lambda_")]
+    inputs = {k: v.float() if k in NAMES else v for k, v in make([5], 3).items()}
+    inputs[name].view(-1)[at] = torch.nan  # row 0, channel 0
+    leaves = [inputs[k].requires_grad_() for k in NAMES]
     y, final = bd_lru(**inputs, backend=backend)
-    assert y[:, 0].isnan().all() and final[:, 0].isnan().all()
-    assert y[:, 1:].isfinite().all()
-    du, dgates, dlambda = torch.autograd.grad(y.sum() + final.sum(), leaves)
-    assert du[0, 0].isnan() or dgates[0, 0].isnan() or dlambda[0].isnan()
+    reached = 1 if name == "z" else 5  # rows; else it stays in the state
+    assert y[:reached, 0].isnan().all()
+    assert final[0, 0].isnan() or name == "z"
+    assert y[:, 1:].isfinite().all() and final[0, 1:].isfinite().all()
+    _, dgates, dlambda, _, _ = torch.autograd.grad(y.sum() + final.sum(), leaves)
+    assert dgates[0, 0].isnan() and dlambda[0].isnan()
+    assert dgates[:, [1, 2, 4, 5]].isfinite().all() and dlambda[1:].isfinite().all()

@@ -215,6 +215,12 @@ def test_it_takes_the_backend_names_of_the_scan():
     ("name", "wrong", "message"),
     [
         ("weight", torch.zeros(3, 4), r"weight has shape \(3, 4\), expected \(2, 4\)"),
+        ("weight", torch.zeros(2, 0), r"weight has shape \(2, 0\), expected \(2, W\) with"),
+        ("weight", torch.zeros(4), r"weight has shape \(4,\), expected \(2, W\)"),
+        ("weight", torch.zeros(()), r"weight has shape \(\), expected \(2, W\)"),
+        ("weight", torch.zeros(2, 4).int(), "weight is torch.int32, expected a float dtype"),
+        ("x", torch.zeros(3), r"x has shape \(3,\), expected \(N, C\)"),
+        ("x", torch.zeros(3, 2).long(), "x is torch.int64, expected a float dtype"),
         ("bias", torch.zeros(3), r"bias has shape \(3,\), expected \(2,\)"),
         ("state", torch.zeros(1, 4, 2), r"state has shape \(1, 4, 2\), expected \(1, 3, 2\)"),
         ("bias", torch.zeros(2).double(), "bias is torch.float64, too wide for x of torch.float32"),

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from aot import Kernel, assert_fits, assert_wide, compile_report
+from aot import Kernel, assert_fits, assert_long_offsets, assert_wide, compile_report
 from conv_faults import start_not_reset, state_gradient_lost, tap_shifted_by_one
 from tolerances import allowed_error, assert_close, relative_error
 
@@ -310,3 +310,7 @@ def test_compiled_for_gpus_nothing_spills_and_a_lane_moves_four_channels_at_a_ti
     assert_fits([r for r in rows if "backward" in r["kernel"]], registers=128, programs=2)
     for row in rows:
         assert_wide(row, *ACCESSES[row["kernel"]])
+
+
+def test_compiled_for_gpus_offsets_are_64_bits_wide():
+    assert_long_offsets(compile_report("test_conv_triton:kernels"))

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from tolerances import assert_close, relative_error
 
 from recblr.ops.cross_entropy import linear_cross_entropy
+from recblr.ops.cross_entropy.chunked import rows_at_once
 from recblr.ops.cross_entropy.reference import linear_cross_entropy as plain_cross_entropy
 
 NAMES = ("x", "weight", "bias")
@@ -105,6 +106,14 @@ def test_one_chunk_of_logits_exists_at_a_time(monkeypatch):
     assert sum(size >= 64 * 2000 for size in buffers.values()) == 1
 
 
+@pytest.mark.parametrize(("device", "items", "rows"), [
+    ("cpu", 100, 256), ("cpu", 12101, 64), ("cpu", 10**7, 32),
+    ("cuda", 12101, 5545), ("cuda", 10**8, 1),
+])  # fmt: skip
+def test_chunks_fit_the_cache_on_the_cpu_and_are_large_elsewhere(device, items, rows):
+    assert rows_at_once(items, torch.device(device)) == rows
+
+
 def test_saved_gradients_survive_a_second_backward():
     inputs = make(9, 7)
     x = inputs["x"].requires_grad_()
@@ -152,6 +161,13 @@ def test_slices_of_larger_buffers_are_read_and_left_alone():
         ("targets", torch.zeros(5), "targets is torch.float32, expected torch.int64"),
         ("bias", torch.zeros(6), r"bias has shape \(6,\), expected \(7,\)"),
         ("weight", torch.zeros(7, 8).half(), "weight is torch.float16, expected torch.float64"),
+        ("weight", torch.zeros(7, 8, device="meta"), "weight is on meta, x on cpu"),
+        ("targets", torch.zeros(5, device="meta").long(), "targets is on meta, x on cpu"),
+        ("weight", torch.zeros(8), r"x has shape \(5, 8\), weight \(8,\), expected \(N, D\) and"),
+        ("weight", torch.zeros(0, 8), r"weight \(0, 8\), expected .* with V of 1 or more"),
+        ("x", torch.zeros(5), r"x has shape \(5,\), weight \(7, 8\), expected \(N, D\)"),
+        ("x", torch.zeros(5, 8).half(), "x is torch.float16, expected torch.float64, float32 or b"),
+        ("x", torch.zeros(5, 8).int(), "x is torch.int32, expected torch.float64, float32 or b"),
     ],
 )
 def test_a_wrong_argument_is_named(name, wrong, message):

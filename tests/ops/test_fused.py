@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from aot import Kernel, assert_fits, assert_wide, compile_report
+from aot import Kernel, assert_fits, assert_long_offsets, assert_wide, compile_report
 from bd_lru_cases import DEVICE, NAMES, evaluate, make
 from tolerances import allowed_error, assert_close, relative_error
 
@@ -292,6 +292,10 @@ def test_compiled_for_gpus_nothing_spills_and_four_programs_fit():
         (kernel, sm) for kernel in ACCESSES for sm in (80, 90)
     }
     assert_fits(rows, registers=128, programs=4)
+
+
+def test_compiled_for_gpus_offsets_are_64_bits_wide():
+    assert_long_offsets(compile_report("test_fused:kernels"))
 
 
 def test_compiled_for_gpus_rows_move_128_bits_at_a_time():

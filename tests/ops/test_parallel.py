@@ -7,6 +7,7 @@ from bd_lru_cases import DEVICE, NAMES, evaluate, make
 from tolerances import allowed_error, assert_close, relative_error
 
 from recblr.ops.bd_lru import bd_lru, parallel
+from recblr.ops.bd_lru.reference import decays_and_inputs
 from recblr.ops.packed import power_of_two
 from recblr.ops.scan import scan
 
@@ -77,15 +78,21 @@ def test_gradients_come_from_the_output_and_from_the_final_state(heads):
     assert_parallel_agrees(make([5, 0, 17, 1], 4), heads=heads)
 
 
-def test_the_rows_of_a_sequence_end_with_its_padded_rows(monkeypatch):
+def test_the_gates_run_on_padded_rows_of_which_a_sequence_fills_the_last(monkeypatch):
     seen = {}
+
+    def gates_spy(u, gates, c, eps):
+        seen["gated"] = u.shape, gates.shape
+        return decays_and_inputs(u, gates, c, eps)
 
     def spy(a, v, cu_seqlens, h0, backend):
         seen.update(pad=(a == 1) & (v == 0), cu_seqlens=cu_seqlens.tolist())
         return scan(a, v, cu_seqlens, h0)
 
     monkeypatch.setattr(parallel, "scan", spy)
+    monkeypatch.setattr(parallel, "decays_and_inputs", gates_spy)
     parallel.bd_lru(*arguments(make([1, 0, 3], 2)))
+    assert seen["gated"] == ((12, 2), (12, 4))
     assert seen["cu_seqlens"] == [0, 4, 8, 12]
     assert seen["pad"][:, 0].int().tolist() == [1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 0]
 
@@ -167,5 +174,5 @@ def test_planted_faults_exceed_the_tolerance(fault, monkeypatch):
 def test_tensors_that_triton_does_not_run_on_are_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     call = [x.cpu() if isinstance(x, torch.Tensor) else x for x in arguments(make([3], 2))]
-    with pytest.raises(ValueError, match="needs a CUDA device, the tensors are on cpu"):
+    with pytest.raises(ValueError, match="needs a CUDA device, the tensors are on the CPU"):
         parallel.bd_lru(*call)

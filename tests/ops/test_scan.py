@@ -3,10 +3,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from aot import Kernel, assert_fits, assert_wide, compile_report
+from aot import Kernel, assert_fits, assert_long_offsets, assert_wide, compile_report
 from tolerances import allowed_error, assert_close, relative_error
 
-from recblr.ops.scan import resolve_backend, scan
+from recblr.ops.scan import choose_backend, scan
 from recblr.ops.scan.sweeps import scan_by_sweeps
 
 CUDA = torch.cuda.is_available()
@@ -218,6 +218,16 @@ def test_kernels_compile_for_a100_and_h100_without_spills_and_with_wide_loads():
         assert_wide(row, 128, loads * vectors, stores * vectors)
 
 
+def kernels_of_32_bit_rows():
+    return [k._replace(signature=k.signature | {"cu_seqlens": "*i32"}) for k in kernels()[:1]]
+
+
+def test_offsets_are_64_bits_wide_and_shorter_ones_are_found():
+    assert_long_offsets(compile_report("test_scan:kernels"))
+    with pytest.raises(AssertionError, match=r"arith\.muli .*xi32>"):
+        assert_long_offsets(compile_report("test_scan:kernels_of_32_bit_rows"))
+
+
 def start_not_reset(cu_seqlens, h0, **k):
     h, final = scan(cu_seqlens=cu_seqlens[[0, -1]], h0=h0[:1], **k)
     return h, final.expand_as(h0)
@@ -288,24 +298,24 @@ def test_a_named_backend_that_cannot_run_says_why(monkeypatch):
     with pytest.raises(ValueError, match="'quick' is unknown; choose from reference, triton, auto"):
         scan(**inputs, backend="quick")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ValueError, match="needs a CUDA device, the tensors are on cpu; reference"):
+    with pytest.raises(ValueError, match="needs a CUDA device, the tensors are on the CPU; ref"):
         scan(**inputs, backend="triton")
-    assert resolve_backend("triton", "cuda") == "triton"
+    assert choose_backend("triton", "cuda") == "triton"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert resolve_backend("triton", "cpu") == "triton"
+    assert choose_backend("triton", "cpu") == "triton"
     with pytest.raises(ValueError, match="runs kernels on the CPU, the tensors are on cuda:1"):
-        resolve_backend("triton", "cuda:1")
+        choose_backend("triton", "cuda:1")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="cannot run: triton is not installed"):
-        resolve_backend("triton", "cuda")
+        choose_backend("triton", "cuda")
 
 
 def test_auto_is_triton_on_cuda_and_else_the_reference(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert resolve_backend("auto", "cuda") == "triton"
-    assert resolve_backend("auto", "cpu") == "reference"
+    assert choose_backend("auto", "cuda") == "triton"
+    assert choose_backend("auto", "cpu") == "reference"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert resolve_backend("auto", "cpu") == "reference"
+    assert choose_backend("auto", "cpu") == "reference"
 
 
 @pytest.mark.parametrize(
@@ -313,10 +323,11 @@ def test_auto_is_triton_on_cuda_and_else_the_reference(monkeypatch):
     [
         ("u", torch.zeros(3), r"u has shape \(3,\), expected \(N, C\)"),
         ("a", torch.zeros(3, 3), r"a has shape \(3, 3\), expected \(3, 2\)"),
+        ("u", torch.zeros(3, 2).long(), "u is torch.int64, expected a float"),
         ("a", torch.zeros(3, 2).long(), "a is torch.int64, expected a float"),
         ("a", torch.zeros(3, 2, device="meta"), "a is on meta, u on cpu"),
         ("h0", torch.zeros(2, 2), r"h0 has shape \(2, 2\), expected \(1, 2\)"),
-        ("h0", torch.zeros(1, 2).double(), "h0 is torch.float64, expected .* torch.float32"),
+        ("h0", torch.zeros(1, 2).double(), "h0 is torch.float64, too wide for u of torch.float32"),
         ("cu_seqlens", torch.tensor([0, 3]).int(), "cu_seqlens is torch.int32.* expected"),
         ("cu_seqlens", torch.tensor([0, 4]), r"cu_seqlens spans 0\.\.4, expected 0\.\.3"),
     ],

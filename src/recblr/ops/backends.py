@@ -39,23 +39,30 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def triton_obstacle(device: torch.device | str, automatic: bool = False) -> str | None:
+    """Why Triton does not run on a device, or None. automatic: its interpreter does not count."""
+    kind = torch.device(device).type
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install triton, Linux only)"
+    if kind == "cuda" and interpreted():
+        return f"TRITON_INTERPRET=1 runs kernels on the CPU, the tensors are on {device}"
+    if kind != "cuda" and (automatic or not interpreted()):
+        return f"Triton needs a CUDA device, the tensors are on the {kind.upper()}"
+    return None
+
+
 def _obstacle(
     backend: str, device: torch.device | str, dtype: torch.dtype, automatic: bool = False
 ) -> str | None:
     """Why a backend does not run, or None."""
-    kind = torch.device(device).type
     if backend in ("fused", "parallel"):
-        if importlib.util.find_spec("triton") is None:
-            return "triton is not installed (pip install triton, Linux only)"
-        if kind == "cuda" and interpreted():
-            return f"TRITON_INTERPRET=1 runs kernels on the CPU, the tensors are on {device}"
-        if kind != "cuda" and (automatic or not interpreted()):
-            return f"Triton needs a CUDA device, the tensors are on the {kind.upper()}"
+        if obstacle := triton_obstacle(device, automatic):
+            return obstacle
         if backend == "fused" and dtype == torch.float64:
             return "it computes in float32, got torch.float64"
     if backend == "cpu":
         if importlib.util.find_spec("numba") is None:
             return "numba is not installed (pip install numba)"
-        if kind != "cpu" or dtype != torch.float32:
+        if torch.device(device).type != "cpu" or dtype != torch.float32:
             return f"it needs float32 on the CPU, got {dtype} on {device}"
     return None

@@ -41,7 +41,7 @@ def check_others(name: str, rows: Tensor, dtype: torch.dtype, **expected: Expect
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, rows: Tensor, host: Tensor | None = None) -> None:
-    """ValueError unless int64 (B+1,), from 0, never falling, to the number of rows.
+    """ValueError unless int64 (B+1,), on the rows' device, from 0, never falling, to their number.
 
     host: the same on the CPU. Values on a device are not looked at, so that nothing waits for it:
     those of `host` are.
@@ -57,18 +57,23 @@ def check_cu_seqlens(cu_seqlens: Tensor, rows: Tensor, host: Tensor | None = Non
     if host is not None and (host.device.type != "cpu" or host.shape != cu_seqlens.shape):
         found = f"is on {host.device} with {len(host)} values"
         raise ValueError(f"cu_seqlens_host {found}, expected the CPU and {len(cu_seqlens)}")
-    for values in (cu_seqlens, host):
-        if values is not None and values.device.type == "cpu":
-            _check_values(values, len(rows))
+    if cu_seqlens.device.type == "cpu":
+        _check_values("cu_seqlens", cu_seqlens, len(rows))
+        if host is not None and not torch.equal(host, cu_seqlens):
+            at = int((host != cu_seqlens).nonzero()[0])
+            found = f"is {int(host[at])} at index {at}, cu_seqlens {int(cu_seqlens[at])}"
+            raise ValueError(f"cu_seqlens_host {found}: they must be the same")
+    elif host is not None:
+        _check_values("cu_seqlens_host", host, len(rows))
 
 
-def _check_values(cu_seqlens: Tensor, rows: int) -> None:
+def _check_values(name: str, cu_seqlens: Tensor, rows: int) -> None:
     first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
     if (first, last) != (0, rows):
-        raise ValueError(f"cu_seqlens spans {first}..{last}, expected 0..{rows}, the rows given")
+        raise ValueError(f"{name} spans {first}..{last}, expected 0..{rows}, the rows given")
     if (fall := cu_seqlens.diff() < 0).any():
         at = int(fall.nonzero()[0])
         raise ValueError(
-            f"cu_seqlens falls from {int(cu_seqlens[at])} to {int(cu_seqlens[at + 1])} at index "
+            f"{name} falls from {int(cu_seqlens[at])} to {int(cu_seqlens[at + 1])} at index "
             f"{at + 1}: lengths cannot be negative"
         )

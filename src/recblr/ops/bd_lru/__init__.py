@@ -20,17 +20,18 @@ def bd_lru(
     u, z, y (N, C); gates (N, 2C), pre-activations of r then i; lambda_ (C,); cu_seqlens (B+1,)
     int64; h0 (zeros if None) and final_state (B, C): h before the first and after the last row.
     Half precision computes, and returns final_state, in float32; y has the dtype of u.
-    cu_seqlens_host: the same on the CPU; without it `parallel` waits for the device.
+    cu_seqlens_host: the same on the CPU, checked in place of values on a GPU; without it `parallel`
+    waits for the device.
     Differentiable once in u, gates, lambda_, h0 and z. ValueError for shapes, dtypes, devices and
     backends that do not fit.
     """
     dtype = check_rows("u", u)
-    (n, channels), sequences = u.shape, cu_seqlens.numel() - 1
+    check_cu_seqlens(cu_seqlens, u, cu_seqlens_host)
+    (n, channels), sequences = u.shape, len(cu_seqlens) - 1
     check_others(
         "u", u, dtype, gates=(gates, (n, 2 * channels)), lambda_=(lambda_, (channels,)),
         h0=(h0, (sequences, channels)), z=(z, (n, channels)),
     )  # fmt: skip
-    check_cu_seqlens(cu_seqlens, u, cu_seqlens_host)
     name = resolve_backend(backend, u.device, dtype)
     implementation = importlib.import_module(f"{__name__}.{name}").bd_lru
     h0 = u.new_zeros(sequences, channels) if h0 is None else h0

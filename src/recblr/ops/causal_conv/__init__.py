@@ -18,6 +18,7 @@ def causal_conv(
     x, u (N, C); weight (C, W), whose last tap multiplies the current row; bias (C,); cu_seqlens
     (B+1,) int64. state (B, W-1, C): the rows before each sequence, oldest first (zeros if None);
     final_state (B, W-1, C): the last W-1 inputs, reaching into `state` in a short sequence.
+    cu_seqlens_host: the same on the CPU, checked in place of values on a GPU.
     Half precision x is computed, and final_state returned, in float32; u has the dtype of x.
     Differentiable once in x, weight, bias and state, from u and final_state. `backend` takes the
     names of `bd_lru`: "fused" and "parallel" run one Triton kernel (float64: the reference),
@@ -25,12 +26,15 @@ def causal_conv(
     fit.
     """
     dtype = check_rows("x", x)
-    channels, sequences, width = x.shape[1], cu_seqlens.numel() - 1, max(weight.shape[-1], 1)
+    check_cu_seqlens(cu_seqlens, x, cu_seqlens_host)
+    if weight.dim() != 2 or not weight.shape[1]:
+        found = f"weight has shape {tuple(weight.shape)}"
+        raise ValueError(f"{found}, expected ({x.shape[1]}, W) with W of 1 or more")
+    sequences, (channels, width) = len(cu_seqlens) - 1, (x.shape[1], weight.shape[1])
     check_others(
         "x", x, dtype, weight=(weight, (channels, width)), bias=(bias, (channels,)),
         state=(state, (sequences, width - 1, channels)),
     )  # fmt: skip
-    check_cu_seqlens(cu_seqlens, x, cu_seqlens_host)
     name = resolve_backend(backend, x.device, dtype)
     if name in ("fused", "parallel"):
         name = "triton" if dtype == torch.float32 else "reference"

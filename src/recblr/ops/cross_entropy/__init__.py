@@ -3,12 +3,7 @@
 import torch
 from torch import Tensor
 
-from recblr.ops.cross_entropy.chunked import ChunkedLinearCrossEntropy
-
-# Elements of the buffer of logits: 4 MB stay in cache between their product, softmax and the two
-# products of the gradients. At 12,101 items 64 rows take 0.79 of the time of 256 (measured).
-CACHED_LOGITS = 1 << 20
-DEVICE_LOGITS = 1 << 26  # 256 MB on a GPU, where each chunk costs a dozen launches (not measured)
+from recblr.ops.cross_entropy.chunked import ChunkedLinearCrossEntropy, rows_at_once
 
 
 def linear_cross_entropy(
@@ -20,20 +15,29 @@ def linear_cross_entropy(
 ) -> Tensor:
     """mean_n [log sum_v exp(x_n . weight_v + bias_v) - (x_n . weight + bias)_(targets_n)].
 
-    x (N, D), weight (V, D), bias (V,) or None, of one float dtype; targets (N,) int64 in 0..V-1,
-    every row counts. Returns a scalar, 0 for N = 0. Never more than `chunk_rows` rows of logits
-    exist (None: as many as the cache holds): the gradients are made with them, in the forward.
-    Differentiable once. Under autocast the products run in its dtype. ValueError for shapes and
-    dtypes; targets outside 0..V-1 raise IndexError or RuntimeError from torch's gather.
+    x (N, D), weight (V, D), bias (V,) or None, of one float dtype but float16; targets (N,) int64
+    in 0..V-1, every row counts. Returns a scalar, 0 for N = 0. Never more than `chunk_rows` rows of
+    logits exist (None: what the cache holds, or 2^26 logits on a GPU): the gradients are made with
+    them, in the forward. Differentiable once. Under autocast the products run in its dtype.
+    ValueError for shapes, dtypes and devices; targets outside 0..V-1 raise IndexError or
+    RuntimeError from torch's gather.
+
+    `F.linear_cross_entropy` of torch 2.13 and later makes chunks too, but is not used: forward and
+    backward of 4096 x 12,101 x 64 take it 459 ms, this 314 (medians, one thread, float32, Xeon).
+    `benchmarks/bench_cross_entropy.py` compares them, in memory too.
     """
-    if x.dim() != 2 or not len(weight):
+    if x.dim() != 2 or weight.dim() != 2 or not len(weight):
         shapes = f"x has shape {tuple(x.shape)}, weight {tuple(weight.shape)}"
         raise ValueError(f"{shapes}, expected (N, D) and (V, D) with V of 1 or more")
-    expected = {"weight": (weight, (len(weight), x.shape[1])), "targets": (targets, x.shape[:1])}
-    expected["bias"] = (bias, (len(weight),))
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+    (n, width), items = x.shape, len(weight)
+    for name, tensor, shape in (("weight", weight, (items, width)), ("targets", targets, (n,)),
+                                ("bias", bias, (items,))):  # fmt: skip
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
     if targets.dtype != torch.int64:
         raise ValueError(f"targets is {targets.dtype}, expected torch.int64")
     if torch.is_autocast_enabled(x.device.type):
@@ -45,10 +49,9 @@ def linear_cross_entropy(
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.dtype != x.dtype:
             raise ValueError(f"{name} is {tensor.dtype}, expected {x.dtype} as x")
-    if len(x) == 0:
+    if n == 0:
         return x.sum() + 0 * weight.sum() + (0 if bias is None else 0 * bias.sum())
-    if chunk_rows is None and x.device.type == "cpu":
-        chunk_rows = min(max(CACHED_LOGITS // len(weight) // 32 * 32, 32), 256)
-    chunk_rows = chunk_rows or max(DEVICE_LOGITS // len(weight), 1)
+    if chunk_rows is None:
+        chunk_rows = rows_at_once(items, x.device)
     differentiate = torch.is_grad_enabled()
     return ChunkedLinearCrossEntropy.apply(x, weight, targets, bias, chunk_rows, differentiate)

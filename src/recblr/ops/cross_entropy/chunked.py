@@ -11,6 +11,17 @@ from torch.autograd.function import once_differentiable
 # Of the shifted logits: e^-60 changes no sum; denormal e would slow the products by 3x.
 FLOOR = -60.0
 
+# Elements of the buffer of logits: 4 MB stay in cache between their product, softmax and the two
+# products of the gradients. At 12,101 items 64 rows take 0.79 of the time of 256 (measured).
+CACHED_LOGITS = 1 << 20
+DEVICE_LOGITS = 1 << 26  # 256 MB on a GPU, where each chunk costs a dozen launches (not measured)
+
+
+def rows_at_once(items: int, device: torch.device) -> int:
+    if device.type == "cpu":
+        return min(max(CACHED_LOGITS // items // 32 * 32, 32), 256)
+    return max(DEVICE_LOGITS // items, 1)
+
 
 class ChunkedLinearCrossEntropy(torch.autograd.Function):
     @staticmethod

@@ -18,7 +18,8 @@ def lru(
     u, h (N, 2S); lambda_ (2, S), real part, then imaginary; cu_seqlens (B+1,) int64; h0 (zeros if
     None) and final_state (B, 2S): h before the first and after the last row.
     Half precision computes, and returns final_state, in float32; h has the dtype of u.
-    cu_seqlens_host: the same on the CPU; without it `parallel` waits for the device.
+    cu_seqlens_host: the same on the CPU, checked in place of values on a GPU; without it `parallel`
+    waits for the device.
     Differentiable once in u, lambda_ and h0, from both outputs. `backend` takes the names of
     `bd_lru`: "serial" runs the reference, "fused" and "parallel" the doubling in plain torch of
     `parallel.py`; "auto" is `cpu` in float32 on the CPU, else the doubling. ValueError for shapes,
@@ -26,10 +27,10 @@ def lru(
     """
     if u.dim() != 2 or u.shape[1] % 2:
         raise ValueError(f"u has shape {tuple(u.shape)}, expected (N, 2S)")
-    width, sequences = u.shape[1], cu_seqlens.numel() - 1
     dtype = check_rows("u", u)
-    check_others("u", u, dtype, lambda_=(lambda_, (2, width // 2)), h0=(h0, (sequences, width)))
     check_cu_seqlens(cu_seqlens, u, cu_seqlens_host)
+    width, sequences = u.shape[1], len(cu_seqlens) - 1
+    check_others("u", u, dtype, lambda_=(lambda_, (2, width // 2)), h0=(h0, (sequences, width)))
     name = resolve_backend(backend, u.device, dtype)
     if name == "fused" or (backend == "auto" and name == "serial"):
         name = "parallel"
