@@ -55,7 +55,8 @@ from recblr.models.blocks import (
     NORM_EPS,
     AttentionLayer,
     Rectangles,
-    check_arguments,
+    check_dropout,
+    check_sizes,
     init_weights,
     place_of,
 )
@@ -81,7 +82,8 @@ class BERT4Rec(nn.Module):
         usual: bool = False,
     ):
         super().__init__()
-        check_arguments(dropout, max_length, d_model=d_model, n_layers=n_layers, n_heads=n_heads)
+        check_sizes(max_length=max_length, d_model=d_model, n_layers=n_layers, n_heads=n_heads)
+        check_dropout(dropout)
         self.mask_id, self.max_length = n_items + 1, max_length
         self.n_heads, self.usual = n_heads, usual
         self.embedding = nn.Embedding(n_items + 2, d_model)

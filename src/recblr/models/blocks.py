@@ -14,6 +14,7 @@ rows in a rectangle.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,15 +29,17 @@ NORM_EPS = 1e-12
 SMALLEST_BUCKET = 2  # all sequences of up to 2^2 rows share a rectangle: fewer, larger products
 
 
-def check_arguments(dropout: float, max_length: int, **sizes: int) -> None:
-    """ValueError that names what is out of range."""
+def check_sizes(**sizes: int) -> None:
+    """ValueError that names a size below 1, and the key that sets it."""
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"model.{name}={size}: must be 1 or more")
-    if max_length < 1:
-        raise ValueError(f"max_length={max_length}: must be 1 or more")
+            key = name if name == "max_length" else f"model.{name}"
+            raise ValueError(f"{key}={size}: must be 1 or more")
+
+
+def check_dropout(dropout: float, key: str = "dropout") -> None:
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout}: must be in [0, 1)")
+        raise ValueError(f"{key}={dropout}: must be in [0, 1)")
 
 
 def init_weights(module: nn.Module) -> None:
@@ -60,16 +63,24 @@ def place_of(batch: SequenceBatch) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Position-wise feed-forward network D -> 4D -> D."""
+    """Position-wise feed-forward network D -> 4D -> D, dropout after it and, if asked, inside."""
 
-    def __init__(self, d_model: int, dropout: float):
+    def __init__(
+        self,
+        d_model: int,
+        dropout: float,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
+        inner_dropout: float = 0.0,
+    ):
         super().__init__()
         self.inner = nn.Linear(d_model, 4 * d_model)
         self.outer = nn.Linear(4 * d_model, d_model)
-        self.dropout = Dropout(dropout)
+        self.activation = activation
+        self.inner_dropout, self.dropout = Dropout(inner_dropout), Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.outer(F.gelu(self.inner(x))))
+        hidden = self.inner_dropout(self.activation(self.inner(x)))  # (N, 4D)
+        return self.dropout(self.outer(hidden))
 
 
 class AttentionLayer(nn.Module):

@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.blocks import sequence_of
+from recblr.models.blocks import check_dropout, check_sizes, sequence_of
 from recblr.ops.dropout import Dropout
 
 REGULARISATION = 1e-4
@@ -71,11 +71,8 @@ class Caser(nn.Module):
             window = max_length if usual else 5
         if n_h is None:
             n_h = 8 if usual else 16
-        for name, size in (("d_model", d_model), ("window", window), ("n_h", n_h), ("n_v", n_v)):
-            if size < 1:
-                raise ValueError(f"model.{name}={size}: must be 1 or more")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: must be in [0, 1)")
+        check_sizes(d_model=d_model, window=window, n_h=n_h, n_v=n_v)
+        check_dropout(dropout)
         self.window, self.usual = window, usual
         self.user_embedding = nn.Embedding(n_users + 1, d_model)
         self.embedding = nn.Embedding(n_items + 1, d_model)

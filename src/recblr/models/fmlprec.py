@@ -50,7 +50,8 @@ from recblr.models.blocks import (
     NORM_EPS,
     WEIGHT_STD,
     FeedForward,
-    check_arguments,
+    check_dropout,
+    check_sizes,
     init_weights,
 )
 from recblr.ops.dropout import Dropout
@@ -98,7 +99,8 @@ class FMLPRec(nn.Module):
         usual: bool = False,
     ):
         super().__init__()
-        check_arguments(dropout, max_length, d_model=d_model, n_layers=n_layers)
+        check_sizes(max_length=max_length, d_model=d_model, n_layers=n_layers)
+        check_dropout(dropout)
         self.max_length = max_length
         self.embedding = nn.Embedding(n_items + 1, d_model, padding_idx=0)
         self.positions = nn.Embedding(max_length, d_model)

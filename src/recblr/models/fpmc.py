@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
+from recblr.models.blocks import check_sizes
 
 
 class FPMC(nn.Module):
@@ -38,8 +39,7 @@ class FPMC(nn.Module):
 
     def __init__(self, n_items: int, n_users: int, d_model: int = 64, usual: bool = False):
         super().__init__()
-        if d_model < 1:
-            raise ValueError(f"model.d_model={d_model}: must be 1 or more")
+        check_sizes(d_model=d_model)
         self.user_item = nn.Embedding(n_users + 1, d_model)
         self.item_user = nn.Embedding(n_items + 1, d_model)
         self.last_item = nn.Embedding(n_items + 1, d_model)

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from recblr.data.batch import SequenceBatch
+from recblr.models.blocks import check_dropout, check_sizes
 from recblr.ops.dropout import Dropout
 
 
@@ -54,11 +55,8 @@ class GRU4Rec(nn.Module):
         usual: bool = False,
     ):
         super().__init__()
-        for name, size in (("d_model", d_model), ("hidden", hidden), ("n_layers", n_layers)):
-            if size < 1:
-                raise ValueError(f"model.{name}={size}: must be 1 or more")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: must be in [0, 1)")
+        check_sizes(d_model=d_model, hidden=hidden, n_layers=n_layers)
+        check_dropout(dropout)
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.dropout = Dropout(dropout)
         self.gru = nn.GRU(d_model, hidden, n_layers, bias=False)

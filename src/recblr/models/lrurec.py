@@ -54,6 +54,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
+from recblr.models.blocks import FeedForward, check_dropout, check_sizes
 from recblr.ops.backends import Scan
 from recblr.ops.dropout import Dropout
 from recblr.ops.lru import lru
@@ -96,20 +97,6 @@ class LinearRecurrence(nn.Module):
         return F.linear(h, torch.cat((real, -imaginary), dim=1), self.out_bias[0])
 
 
-class FeedForward(nn.Module):
-    """Position-wise feed-forward network D -> 4D -> D (eq. 8)."""
-
-    def __init__(self, d_model: int, dropout: float):
-        super().__init__()
-        self.inner = nn.Linear(d_model, 4 * d_model)
-        self.outer = nn.Linear(4 * d_model, d_model)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(F.gelu(self.inner(x)))  # (N, 4D)
-        return self.dropout(self.outer(hidden))
-
-
 class LRULayer(nn.Module):
     """Linear recurrence and feed-forward network, each with residual and post-norm."""
 
@@ -117,7 +104,7 @@ class LRULayer(nn.Module):
         super().__init__()
         self.recurrent = LinearRecurrence(d_model, scan)
         self.recurrent_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
-        self.pffn = FeedForward(d_model, dropout)
+        self.pffn = FeedForward(d_model, dropout, inner_dropout=dropout)  # eq. 8
         self.pffn_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
         self.dropout = Dropout(dropout)
 
@@ -147,13 +134,10 @@ class LRURec(nn.Module):
         usual: bool = False,
     ):
         super().__init__()
-        for name, size in (("d_model", d_model), ("n_layers", n_layers)):
-            if size < 1:
-                raise ValueError(f"model.{name}={size}: must be 1 or more")
+        check_sizes(d_model=d_model, n_layers=n_layers)
         if scan not in get_args(Scan):
             raise ValueError(f"scan={scan!r}: choose from {', '.join(get_args(Scan))}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: must be in [0, 1)")
+        check_dropout(dropout)
         self.states = 2 * d_model
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.dropout = Dropout(dropout)

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.blocks import Rectangles, sequence_of
+from recblr.models.blocks import Rectangles, check_dropout, check_sizes, sequence_of
 from recblr.models.gru4rec import by_time, run_gru
 from recblr.ops.dropout import Dropout
 
@@ -62,12 +62,9 @@ class NARM(nn.Module):
         usual: bool = False,
     ):
         super().__init__()
-        for name, size in (("d_model", d_model), ("hidden", hidden), ("n_layers", n_layers)):
-            if size < 1:
-                raise ValueError(f"model.{name}={size}: must be 1 or more")
-        for name, p in (("dropout", dropout), ("model.head_dropout", head_dropout)):
-            if not 0 <= p < 1:
-                raise ValueError(f"{name}={p}: must be in [0, 1)")
+        check_sizes(d_model=d_model, hidden=hidden, n_layers=n_layers)
+        check_dropout(dropout)
+        check_dropout(head_dropout, "model.head_dropout")
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.dropout = Dropout(dropout)
         self.gru = nn.GRU(d_model, hidden, n_layers, bias=False)

@@ -52,8 +52,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
+from recblr.models.blocks import (
+    NORM_EPS,
+    FeedForward,
+    check_dropout,
+    check_sizes,
+    init_weights,
+)
 from recblr.ops.backends import Scan
 from recblr.ops.bd_lru import bd_lru
+from recblr.ops.bd_lru.reference import SHUT
 from recblr.ops.causal_conv import causal_conv
 from recblr.ops.dropout import Dropout
 from recblr.ops.packed import power_of_two
@@ -61,9 +69,6 @@ from recblr.ops.packed import power_of_two
 LayerState = tuple[Tensor, Tensor]  # h (B, C) and the last W-1 convolution inputs (B, W-1, C)
 
 DECAY_RANGE = (0.9, 0.999)  # of exp(-softplus(Lambda)) at the start, sec. 3.2
-WEIGHT_STD = 0.02
-NORM_EPS = 1e-12
-SHUT = -1e4  # a gate pre-activation whose sigmoid is 0
 RELEASED_EPS = 1e-8  # under the square root of the released code
 
 
@@ -165,20 +170,6 @@ class GatedRecurrent(nn.Module):
         return y, (h, conv_state)
 
 
-class FeedForward(nn.Module):
-    """Position-wise feed-forward network D -> 4D -> D (eq. 4)."""
-
-    def __init__(self, d_model: int, dropout: float):
-        super().__init__()
-        self.inner = nn.Linear(d_model, 4 * d_model)
-        self.outer = nn.Linear(4 * d_model, d_model)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(F.silu(self.inner(x)))  # (N, 4D)
-        return self.dropout(self.outer(hidden))
-
-
 class BehaviorLayer(nn.Module):
     """Gated recurrent layer and feed-forward network, each with residual and post-norm."""
 
@@ -186,7 +177,7 @@ class BehaviorLayer(nn.Module):
         super().__init__()
         self.recurrent = GatedRecurrent(d_model, **recurrent)
         self.recurrent_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
-        self.pffn = FeedForward(d_model, dropout)
+        self.pffn = FeedForward(d_model, dropout, F.silu, inner_dropout=dropout)  # eq. 4
         self.pffn_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
         self.dropout = Dropout(dropout)
 
@@ -223,18 +214,10 @@ class RecBLR(nn.Module):
         scan: Scan = "auto",
     ):
         super().__init__()
-        for name, size in (
-            ("d_model", d_model),
-            ("n_layers", n_layers),
-            ("expansion", expansion),
-            ("conv_width", conv_width),
-        ):
-            if size < 1:
-                raise ValueError(f"model.{name}={size}: must be 1 or more")
+        check_sizes(d_model=d_model, n_layers=n_layers, expansion=expansion, conv_width=conv_width)
         if scan not in get_args(Scan):
             raise ValueError(f"scan={scan!r}: choose from {', '.join(get_args(Scan))}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: must be in [0, 1)")
+        check_dropout(dropout)
         leaked_steps = None
         if released:
             if max_length is None:
@@ -254,7 +237,7 @@ class RecBLR(nn.Module):
         self.layers = nn.ModuleList(
             BehaviorLayer(d_model, dropout, **recurrent) for _ in range(n_layers)
         )
-        self.apply(_init_weights)
+        self.apply(init_weights)
 
     def item_matrix(self) -> Tensor:
         return self.embedding.weight
@@ -312,10 +295,3 @@ def initial_lambda(channels: int, how: str) -> Tensor:
     if how == "random":
         return torch.randn(channels)
     raise ValueError(f"model.lambda_init={how!r}: choose uniform, linspace or random")
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=WEIGHT_STD)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)

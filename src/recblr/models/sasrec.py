@@ -44,7 +44,8 @@ from recblr.models.blocks import (
     NORM_EPS,
     AttentionLayer,
     Rectangles,
-    check_arguments,
+    check_dropout,
+    check_sizes,
     init_weights,
     place_of,
 )
@@ -67,7 +68,8 @@ class SASRec(nn.Module):
         usual: bool = False,
     ):
         super().__init__()
-        check_arguments(dropout, max_length, d_model=d_model, n_layers=n_layers, n_heads=n_heads)
+        check_sizes(max_length=max_length, d_model=d_model, n_layers=n_layers, n_heads=n_heads)
+        check_dropout(dropout)
         self.n_heads = n_heads
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.positions = nn.Embedding(max_length, d_model)

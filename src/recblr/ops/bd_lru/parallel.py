@@ -12,11 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recblr.ops.bd_lru.reference import decays_and_inputs
+from recblr.ops.bd_lru.reference import SHUT, decays_and_inputs
 from recblr.ops.packed import power_of_two
 from recblr.ops.scan import scan
-
-SHUT = -1e4  # a gate pre-activation whose sigmoid is exactly 0
 
 
 def bd_lru(

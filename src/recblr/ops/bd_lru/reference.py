@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+SHUT = -1e4  # a gate pre-activation whose sigmoid is exactly 0: decay 1, nothing added
+
 
 class DecayAndScale(torch.autograd.Function):
     """(recurrence gate pre-activation (..., C), c (C,)) -> decay a, input scale s (..., C).
