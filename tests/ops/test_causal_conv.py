@@ -3,7 +3,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conv_faults import start_not_reset, state_gradient_lost, tap_shifted_by_one
+from conv_faults import (
+    carry_dropped_at_a_block_edge,
+    start_not_reset,
+    state_gradient_lost,
+    tap_shifted_by_one,
+)
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tolerances import allowed_error, assert_close, relative_error
@@ -190,7 +195,10 @@ def test_gradients_are_the_same_on_one_thread_and_on_two():
         assert torch.equal(results[0][name], results[1][name]), name
 
 
-@pytest.mark.parametrize("fault", [start_not_reset, tap_shifted_by_one, state_gradient_lost])
+@pytest.mark.parametrize(
+    "fault",
+    [start_not_reset, tap_shifted_by_one, carry_dropped_at_a_block_edge, state_gradient_lost],
+)
 def test_planted_faults_exceed_the_tolerance(fault):
     inputs = make([20, 9, 4], 20)
     exact, plain = (evaluate(inputs, dtype) for dtype in (torch.float64, torch.float32))

@@ -222,6 +222,10 @@ def carry_dropped_at_a_block_edge(u, gates, c, cu_seqlens, h0, z, eps):
     return y, torch.cat((final[:1], final[2:]))
 
 
+def gate_shifted_by_one(u, gates, c, cu_seqlens, h0, z, eps):
+    return fused.bd_lru(u, gates.roll(1, 0), c, cu_seqlens, h0, z, eps)
+
+
 def segment_scan_skipped(*arguments):
     with pytest.MonkeyPatch.context() as patch:
         launch = fused.launch
@@ -238,7 +242,13 @@ def segment_scan_skipped(*arguments):
 
 @pytest.mark.parametrize(
     "fault",
-    [start_not_reset, h0_gradient_lost, carry_dropped_at_a_block_edge, segment_scan_skipped],
+    [
+        start_not_reset,
+        h0_gradient_lost,
+        carry_dropped_at_a_block_edge,
+        gate_shifted_by_one,
+        segment_scan_skipped,
+    ],
 )
 def test_planted_faults_exceed_the_tolerance(fault):
     inputs = make([20, 9], 4)
@@ -262,14 +272,17 @@ def kernels():
     common = {"bounds": "*i64", "first": "*i64", "begins": "*i8", "eps": "fp32", "C": "i32"}
     forward, backward = fused.forward_kernel, fused.backward_kernel
     summary, carry = fused.summary_kernel, fused.carry_kernel
-    listed = [
-        ("forward", forward, pointers, {"MERGE": True, "KEEP": True}),
-        ("forward bf16", forward, half, {"MERGE": True, "KEEP": True}),
-        ("backward", backward, pointers, {"MERGE": True}),
-        ("backward bf16", backward, half, {"MERGE": True}),
-        ("summary", summary, pointers, {"REVERSE": False, "MERGE": True}),
-        ("summary reverse", summary, pointers, {"REVERSE": True, "MERGE": True}),
-        ("carry", carry, pointers, {"REVERSE": False}),
+    both = (True, False)
+    listed = [(f"forward{' merge' * m}{' keep' * k}", forward, pointers, {"MERGE": m, "KEEP": k})
+              for m in both for k in both]  # fmt: skip
+    listed += [(f"backward{' merge' * m}", backward, pointers, {"MERGE": m}) for m in both]
+    for r in both:
+        listed += [(f"summary{' reverse' * r}{' merge' * m}", summary, pointers,
+                    {"REVERSE": r, "MERGE": m}) for m in both]  # fmt: skip
+        listed.append((f"carry{' reverse' * r}", carry, pointers, {"REVERSE": r}))
+    listed += [
+        ("forward bf16 merge keep", forward, half, {"MERGE": True, "KEEP": True}),
+        ("backward bf16 merge", backward, half, {"MERGE": True}),
     ]
     rows = []
     for name, kernel, types, constants in listed:
@@ -278,11 +291,15 @@ def kernels():
     return rows
 
 
-# Width of an access to 4 elements, and the tensors of rows that a kernel reads and writes.
+# Width of an access to 4 elements, and the tensors of rows that a kernel reads and writes. Forward
+# summaries read no z, whether merged or not.
 ACCESSES = {
-    "forward": (128, 4, 1), "forward bf16": (64, 4, 1), "backward": (128, 5, 4),
-    "backward bf16": (64, 5, 4), "summary": (128, 3, 0), "summary reverse": (128, 3, 0),
-    "carry": (128, 2, 1),
+    "forward": (128, 3, 1), "forward keep": (128, 3, 1), "forward merge": (128, 4, 1),
+    "forward merge keep": (128, 4, 1), "forward bf16 merge keep": (64, 4, 1),
+    "backward": (128, 4, 3), "backward merge": (128, 5, 4), "backward bf16 merge": (64, 5, 4),
+    "summary": (128, 3, 0), "summary merge": (128, 3, 0),
+    "summary reverse": (128, 2, 0), "summary reverse merge": (128, 3, 0),
+    "carry": (128, 2, 1), "carry reverse": (128, 2, 1),
 }  # fmt: skip
 
 
