@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recblr.data.batch import SequenceBatch
 
@@ -67,3 +69,17 @@ def test_to_leaves_absent_parts_absent(batch):
     moved = batch.to("cpu")
     assert moved.seen is None and moved.cu_seen is None
     assert moved.items.tolist() == batch.items.tolist()
+
+
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=6), full=st.integers(1, 7))
+def test_one_more_item_in_each_sequence_pushes_out_the_oldest_of_full_ones(lengths, full):
+    sequences = [[10 * b + t + 1 for t in range(length)] for b, length in enumerate(lengths)]
+    events = list(range(100, 100 + len(lengths)))
+    batch = batch_of(sequences, [9] * len(lengths)).with_one_more(torch.tensor(events), full)
+    longer = [
+        [*(items[1:] if len(items) >= full else items), event]
+        for items, event in zip(sequences, events, strict=True)
+    ]
+    expected = batch_of(longer, [9] * len(lengths))
+    for name in ("items", "cu_seqlens", "cu_seqlens_host", "targets"):
+        assert torch.equal(getattr(batch, name), getattr(expected, name)), name

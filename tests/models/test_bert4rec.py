@@ -1,10 +1,8 @@
 import pytest
 import torch
 from batches import batch_of, random_sequences, scramble
-from hypothesis import given
-from hypothesis import strategies as st
 
-from recblr.models.bert4rec import BERT4Rec, append_event
+from recblr.models.bert4rec import BERT4Rec
 
 V, LONGEST = 30, 20
 MASK = V + 1
@@ -120,24 +118,6 @@ def test_the_mask_is_no_item():
     with torch.no_grad():
         model.embedding.weight[MASK] += 1
     assert not torch.equal(model.represent(batch_of([[4, 5]])), before)
-
-
-@given(
-    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=6),
-    full=st.integers(1, 7),
-)
-def test_append_event(lengths, full):
-    sequences = random_sequences(lengths, V)
-    events = list(range(40, 40 + len(lengths)))
-    batch = append_event(batch_of(sequences), torch.tensor(events), full)
-    expected = batch_of(
-        [
-            [*(s[1:] if len(s) >= full else s), event]
-            for s, event in zip(sequences, events, strict=True)
-        ]
-    )
-    for name in ("items", "cu_seqlens", "cu_seqlens_host"):
-        assert torch.equal(getattr(batch, name), getattr(expected, name)), name
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -78,3 +79,18 @@ class SequenceBatch:
         out = self.items.new_zeros(len(self), longest)
         out[inside] = self.items  # row-major order of the mask = packed order
         return out
+
+    def with_one_more(self, events: Tensor, full: int) -> SequenceBatch:
+        """The batch with one more item (B,) at the end of each sequence; targets stay as they are.
+
+        Sequences of `full` items or more lose their oldest.
+        """
+        starts, lengths = self.cu_seqlens_host[:-1], self.cu_seqlens_host.diff()
+        lost = (lengths >= full).long()
+        host = F.pad((lengths + 1 - lost).cumsum(0), (1, 0))
+        sequence = torch.repeat_interleave(host.diff())
+        source = torch.arange(len(sequence)) + (starts + lost - host[:-1])[sequence]
+        source[host[1:] - 1] = len(self.items) + torch.arange(len(self))  # the events
+        device = self.items.device
+        items = torch.cat((self.items, events))[source.to(device)]
+        return replace(self, items=items, cu_seqlens=host.to(device), cu_seqlens_host=host)

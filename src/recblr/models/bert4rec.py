@@ -44,8 +44,6 @@ left out, not masked with -10000: the weights that it got there are 0 to the las
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -113,7 +111,7 @@ class BERT4Rec(nn.Module):
 
     def represent(self, batch: SequenceBatch) -> Tensor:
         masks = torch.full_like(batch.user_ids, self.mask_id)
-        batch = append_event(batch, masks, full=1 if self.usual else self.max_length)
+        batch = batch.with_one_more(masks, full=1 if self.usual else self.max_length)
         x, rectangles = self._embed(batch), Rectangles.of(batch, self.n_heads)
         for layer in self.layers[:-1]:
             x = layer(x, rectangles)
@@ -125,19 +123,3 @@ class BERT4Rec(nn.Module):
 
     def _read_out(self, x: Tensor) -> Tensor:
         return self.head_norm(F.gelu(self.head(x)))
-
-
-def append_event(batch: SequenceBatch, events: Tensor, full: int) -> SequenceBatch:
-    """The batch with one more item (B,) at the end of each sequence; targets stay as they are.
-
-    Sequences of `full` items or more lose their oldest.
-    """
-    starts, lengths = batch.cu_seqlens_host[:-1], batch.cu_seqlens_host.diff()
-    lost = (lengths >= full).long()
-    host = F.pad((lengths + 1 - lost).cumsum(0), (1, 0))
-    sequence = torch.repeat_interleave(host.diff())
-    source = torch.arange(len(sequence)) + (starts + lost - host[:-1])[sequence]
-    source[host[1:] - 1] = len(batch.items) + torch.arange(len(batch))  # the events
-    device = batch.items.device
-    items = torch.cat((batch.items, events))[source.to(device)]
-    return replace(batch, items=items, cu_seqlens=host.to(device), cu_seqlens_host=host)

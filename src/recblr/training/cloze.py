@@ -16,7 +16,6 @@ from torch import Tensor
 
 from recblr.data.batch import SequenceBatch
 from recblr.models.base import SequentialModel, item_bias, regulariser
-from recblr.models.bert4rec import append_event
 from recblr.models.blocks import place_of, sequence_of
 from recblr.ops.cross_entropy import linear_cross_entropy
 
@@ -62,7 +61,7 @@ class Cloze:
         else:
             one_each = batch.one_target_per_sequence
             following = batch.targets if one_each else batch.targets[batch.last]
-            batch = append_event(batch, following, full=max_length)
+            batch = batch.with_one_more(following, full=max_length)
             hidden = scored = self._choose(batch)
         items = batch.items.masked_fill(hidden, mask_id)
         return replace(batch, items=items, targets=batch.items * scored)
