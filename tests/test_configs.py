@@ -16,6 +16,7 @@ from recblr.data.catalog import LogFile
 from recblr.data.sequences import SequenceStore, leave_one_out, training_rows
 from recblr.data.synthetic import SyntheticLog
 from recblr.models.recblr import initial_lambda
+from recblr.run_folder import variant_name
 from recblr.training.callbacks import EpochRecord
 from recblr.training.objectives import CrossEntropy
 from recblr.training.validate import build, build_model, check_config, is_floor, known_keys
@@ -85,12 +86,24 @@ def test_every_model_composes_with_every_data_set(name, data):
     "choice",
     [
         f"{group}={option}"
-        for group in ("objective", "trainer", "callbacks", "logger", "recipe")
+        for group in ("ablation", "objective", "trainer", "callbacks", "logger", "recipe")
         for option in options(group)
     ],
 )
 def test_every_other_option_composes(choice):
     composed(*(["model=bert4rec"] if choice == "objective=cloze" else []), choice)
+
+
+def test_an_ablation_is_named_in_its_run_and_only_recblr_has_it():
+    cfg = composed("ablation=no_conv1d")
+    assert cfg.ablation == "no_conv1d" and not cfg.model.conv1d
+    assert variant_name(OmegaConf.to_container(cfg)) == "recblr-no_conv1d"
+    assert variant_name(OmegaConf.to_container(composed())) == "recblr"
+    assert {composed(f"ablation={name}").ablation for name in options("ablation")} == set(
+        options("ablation")
+    )
+    with pytest.raises(ValueError, match="conv1d: SASRec has no such argument"):
+        composed("model=sasrec", "ablation=no_conv1d")
 
 
 def test_groups_are_the_folders_of_conf():

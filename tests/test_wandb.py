@@ -88,7 +88,7 @@ def test_run_is_named_grouped_and_tagged(offline):
     (run,) = [r.run for r in offline.records if r.WhichOneof("record_type") == "run"][:1]
     assert run.project == "recblr"
     assert run.run_group == "custom/recblr"
-    assert set(run.tags) == {"custom", "recblr", "seed5", "smoke"}
+    assert set(run.tags) == {"custom", "recblr", "default", "scan=auto", "seed5", "smoke"}
     assert run.display_name == f"custom/recblr/{offline.run.path.name}"
 
 

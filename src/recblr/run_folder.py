@@ -1,6 +1,6 @@
 """What a run leaves on disk: write it, read it.
 
-    <runs>/<data>/<model>/s<seed>-<hash8>/
+    <runs>/<data>/<model>[-<ablation>]/s<seed>-<hash8>/
         config.yaml  environment.json  metrics.csv  test_metrics.json  floors.json
         test_ranks.parquet  checkpoints/{best,last}.ckpt  run.log  README.md
 
@@ -53,7 +53,7 @@ class RunFolder:
         """The folder that belongs to a resolved config and the split that it trains on."""
         name = f"s{config['seed']}-{identity(config, split_hash)}"
         return cls(
-            Path(config["paths"]["runs"]) / config["data"]["name"] / model_name(config) / name
+            Path(config["paths"]["runs"]) / config["data"]["name"] / variant_name(config) / name
         )
 
     def finished(self, test: bool = False) -> bool:
@@ -165,6 +165,12 @@ def keep_log() -> MemoryHandler:
 def model_name(config: Config) -> str:
     """`recblr` for `_target_: recblr.models.recblr.RecBLR`: a model is one module."""
     return config["model"]["_target_"].split(".")[-2]
+
+
+def variant_name(config: Config) -> str:
+    """`recblr`, or `recblr-no_conv1d` for an ablation."""
+    ablation = config.get("ablation", "default")
+    return model_name(config) + ("" if ablation == "default" else f"-{ablation}")
 
 
 def identity(config: Config, split_hash: str) -> str:

@@ -1,9 +1,11 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from batches import batch_of, random_sequences, scramble
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,10 @@ GOLDEN = [
     [0.1164278713940923, -1.04505841340017, -0.3585527140289168, 0.6080795839477018],
     [0.1613533930419888, -1.033742389851275, -0.2938202252215718, 0.526595337783115],
 ]
+ABLATIONS = {
+    path.stem: yaml.safe_load(path.read_text()).get("model", {})
+    for path in sorted(Path(__file__).parents[2].glob("conf/ablation/*.yaml"))
+}
 GOLDEN_LOSS = 1.9368534054157835
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}  # float64: other orders of the same sums
 
@@ -36,26 +42,39 @@ def gradients(loss, model):
     return dict(zip((name for name, _ in model.named_parameters()), grads))
 
 
-def padded_encode(model, items):
+def padded_encode(model, items, ablation="default"):
     """items (B, T), 0 on the right -> (B, T, D): the paper's equations on whole tensors."""
     x = model.norm(model.embedding(items))
     for layer in model.layers:
         cell, channels = layer.recurrent, layer.recurrent.channels
-        conv_input = (x @ cell.in_proj.weight.T).transpose(1, 2)  # (B, C, T)
-        conv_input = F.pad(conv_input, (cell.conv_width - 1, 0))
-        weight = cell.conv_weight[:, None]
-        u = F.silu(F.conv1d(conv_input, weight, cell.conv_bias, groups=channels)).transpose(1, 2)
-        gates = u @ cell.gates.weight.T + cell.gates.bias
-        r, i = torch.sigmoid(gates[..., :channels]), torch.sigmoid(gates[..., channels:])
+        u = x if ablation == "bd_lru_only" else x @ cell.in_proj.weight.T
+        if ablation == "no_conv1d":
+            u = F.silu(u)
+        elif ablation != "bd_lru_only":
+            conv_input = F.pad(u.transpose(1, 2), (cell.conv_width - 1, 0))  # (B, C, T)
+            weight = cell.conv_weight[:, None]
+            u = F.silu(F.conv1d(conv_input, weight, cell.conv_bias, groups=channels))
+            u = u.transpose(1, 2)
+        gates = torch.sigmoid(u @ cell.gates.weight.T + cell.gates.bias)
+        r, i = gates[..., :channels], gates[..., -channels:]
+        if ablation == "no_input_gate":
+            i = torch.ones_like(r)
+        if ablation == "constant_decay":
+            r = torch.ones_like(i)
         a = torch.exp(-F.softplus(cell.lambda_) * r)  # eq. 8
         h, states = torch.zeros_like(u[:, 0]), []
         for t in range(items.shape[1]):
             h = a[:, t] * h + torch.sqrt(1 - a[:, t] ** 2) * i[:, t] * u[:, t]
             states.append(h)
-        y = torch.stack(states, 1) * F.silu(x @ cell.gate_proj.weight.T)
-        s = layer.recurrent_norm(x + y @ cell.out_proj.weight.T)
-        pffn = layer.pffn
-        x = layer.pffn_norm(s + pffn.outer(F.silu(pffn.inner(s))))
+        y = torch.stack(states, 1)
+        if ablation not in ("bd_lru_only", "no_gate_z"):
+            y = y * F.silu(x @ cell.gate_proj.weight.T)
+        if ablation != "bd_lru_only":
+            y = y @ cell.out_proj.weight.T
+        x = layer.recurrent_norm(x + y)
+        if ablation != "no_pffn":
+            pffn = layer.pffn
+            x = layer.pffn_norm(x + pffn.outer(F.silu(pffn.inner(x))))
     return x
 
 
@@ -90,12 +109,15 @@ def test_packed_has_the_summed_gradients_of_its_sequences_alone():
         torch.testing.assert_close(together[name], expected, **CLOSE, msg=name)
 
 
-@pytest.mark.parametrize("changes", [{}, {"conv_width": 1}, {"conv_width": 6, "expansion": 1}])
-def test_packed_equals_the_equations_on_a_padded_batch(changes):
+@pytest.mark.parametrize(
+    "ablation, changes",
+    [*ABLATIONS.items(), ("default", {"conv_width": 1}), ("default", {"conv_width": 6})],
+)
+def test_packed_equals_the_equations_on_a_padded_batch(ablation, changes):
     model, sequences = tiny(**changes), random_sequences(LENGTHS, V)
     batch = batch_of(sequences)
     items = batch.padded("right")
-    expected = padded_encode(model, items)[items > 0]
+    expected = padded_encode(model, items, ablation)[items > 0]
     got = model.encode(batch)
     torch.testing.assert_close(got, expected, **CLOSE)
 
@@ -103,6 +125,35 @@ def test_packed_equals_the_equations_on_a_padded_batch(changes):
     expected = gradients((expected * weights).sum(), model)
     for name, grad in gradients((got * weights).sum(), model).items():
         torch.testing.assert_close(grad, expected[name], **CLOSE, msg=name)
+
+
+@pytest.mark.parametrize("ablation", sorted(set(ABLATIONS) - {"default"}))
+def test_each_ablation_changes_the_model_alone(ablation):
+    batch = batch_of(random_sequences(LENGTHS, V))
+    torch.manual_seed(3)
+    whole = RecBLR(V, scan="reference").eval()
+    torch.manual_seed(3)
+    reduced = RecBLR(V, scan="reference", **ABLATIONS[ablation]).eval()
+    assert not torch.equal(whole.represent(batch), reduced.represent(batch))
+    parameters = [sum(p.numel() for p in model.parameters()) for model in (whole, reduced)]
+    assert parameters[1] < parameters[0] or ablation == "random_init"
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_each_ablation_steps_and_takes_every_scan(ablation):
+    users, length = 3, 6
+    sequences = random_sequences([length] * users, V)
+    model = tiny(**ABLATIONS[ablation])
+    expected = model.encode(batch_of(sequences))
+    state = model.init_state(users)
+    for t, items in enumerate(torch.tensor(sequences).T):
+        representation, state = model.step(items, state)
+        whole = expected.view(users, length, -1)[:, t]
+        torch.testing.assert_close(representation, whole, **CLOSE)
+    single = {"rtol": 1e-5, "atol": 1e-5}
+    for scan in ("serial", "cpu"):
+        other = tiny(scan, torch.float32, **ABLATIONS[ablation])
+        torch.testing.assert_close(other.encode(batch_of(sequences)), expected.float(), **single)
 
 
 @pytest.mark.parametrize("scan", ["reference", "serial", "cpu"])

@@ -37,6 +37,11 @@ computes the release's function: 1e-8 under the root, and as h0 the state that i
 leave, P = the next power of two above max_length minus max_length: with u = SiLU(conv bias) there
 and its a and v, h0 = v (1 - a^P) / (1 - a).
 
+Ablations remove one thing each. The paper's Table 3: `n_layers=1`; `bd_lru_only`, BD-LRU(H) on D
+channels in the place of GatedRecurrent; `conv1d=False`, u = SiLU(H W_x); `pffn=False`, H = s;
+`lambda_init="random"`, N(0, 1), as the paper is silent. Ours: `gate_z=False`, y = BD-LRU(u) W_o;
+`input_gate=False`, i_t = 1; `constant_decay`, r_t = 1, so that no behavior moves the decay.
+
 `scan="parallel_sp"` and `"parallel_ep"` are the two rows of the paper's Table 5: sequences padded
 on the left to a power of two before the embedding, or only the states just before the BD-LRU.
 Padded steps are zeroed before and after the convolution, so that both compute the same function.
@@ -70,6 +75,7 @@ LayerState = tuple[Tensor, Tensor]  # h (B, C) and the last W-1 convolution inpu
 
 DECAY_RANGE = (0.9, 0.999)  # of exp(-softplus(Lambda)) at the start, sec. 3.2
 RELEASED_EPS = 1e-8  # under the square root of the released code
+OPEN = 1e4  # a gate's input whose sigmoid is exactly 1
 
 
 class Layout(NamedTuple):
@@ -93,6 +99,7 @@ class GatedRecurrent(nn.Module):
     """Convolution and BD-LRU on C channels, gated by SiLU(z) (Algorithm 1).
 
     leaked_steps: the padding steps of the released code that precede each sequence; None = clean.
+    The last five are the ablations; a part that is left out is None.
     """
 
     def __init__(
@@ -103,57 +110,74 @@ class GatedRecurrent(nn.Module):
         lambda_init: str,
         leaked_steps: int | None,
         scan: Scan,
+        bd_lru_only: bool,
+        conv1d: bool,
+        gate_z: bool,
+        input_gate: bool,
+        constant_decay: bool,
     ):
         super().__init__()
-        self.channels = channels = expansion * d_model
-        self.conv_width, self.scan = conv_width, scan
+        conv1d, gate_z = conv1d and not bd_lru_only, gate_z and not bd_lru_only
+        self.channels = channels = d_model if bd_lru_only else expansion * d_model
+        self.conv_width, self.scan = conv_width if conv1d else 1, scan
         self.leaked_steps, self.eps = leaked_steps, 0.0 if leaked_steps is None else RELEASED_EPS
-        self.in_proj = nn.Linear(d_model, channels, bias=False)
-        self.gate_proj = nn.Linear(d_model, channels, bias=False)
-        bound = 1 / math.sqrt(conv_width)  # torch's own start for a depthwise Conv1d
-        self.conv_weight = nn.Parameter(torch.empty(channels, conv_width).uniform_(-bound, bound))
-        self.conv_bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
-        self.gates = nn.Linear(channels, 2 * channels)  # recurrence gate, then input gate
+        self.input_gate, self.constant_decay = input_gate, constant_decay
+        self.in_proj = None if bd_lru_only else nn.Linear(d_model, channels, bias=False)
+        self.gate_proj = nn.Linear(d_model, channels, bias=False) if gate_z else None
+        self.conv_weight = self.conv_bias = None
+        if conv1d:
+            bound = 1 / math.sqrt(conv_width)  # torch's own start for a depthwise Conv1d
+            weight = torch.empty(channels, conv_width).uniform_(-bound, bound)
+            self.conv_weight = nn.Parameter(weight)
+            self.conv_bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
+        learned = int(not constant_decay) + int(input_gate)
+        self.gates = nn.Linear(channels, learned * channels)  # recurrence gate, then input gate
         self.lambda_ = nn.Parameter(initial_lambda(channels, lambda_init))
-        self.out_proj = nn.Linear(channels, d_model, bias=False)
+        self.out_proj = None if bd_lru_only else nn.Linear(channels, d_model, bias=False)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """x (N, D) -> (N, D), or the rows of it that `layout` asks for (R, D)."""
         state = self.init_state(layout.cu_seqlens.numel() - 1)
         y, _ = self._recur(x, layout, state)
-        return self.out_proj(y if layout.rows is None else y[layout.rows])
+        y = y if layout.rows is None else y[layout.rows]
+        return y if self.out_proj is None else self.out_proj(y)
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """One row for each of B sequences: x (B, D) -> (B, D)."""
         one_each = torch.arange(len(x) + 1, device=x.device)
         y, state = self._recur(x, Layout(one_each, None), state)
-        return self.out_proj(y), state
+        return y if self.out_proj is None else self.out_proj(y), state
 
     def init_state(self, sequences: int) -> LayerState:
         """h (B, C) and the convolution's inputs (B, W-1, C) before the first row."""
         conv_state = self.lambda_.new_zeros(sequences, self.conv_width - 1, self.channels)
-        if not self.leaked_steps:
+        if not self.leaked_steps or self.conv_bias is None:  # only the bias enters padding steps
             return self.lambda_.new_zeros(sequences, self.channels), conv_state
         u = F.silu(self.conv_bias)
-        r, i = torch.sigmoid(self.gates(u)).chunk(2)
+        r, i = torch.sigmoid(self._gates(u)).chunk(2)
         log_a = -F.softplus(self.lambda_) * r
         v = torch.sqrt(self.eps - torch.expm1(2 * log_a)) * i * u
         h0 = v * torch.expm1(self.leaked_steps * log_a) / torch.expm1(log_a)
         return h0.expand(sequences, -1), conv_state
 
     def _recur(self, x: Tensor, layout: Layout, state: LayerState) -> tuple[Tensor, LayerState]:
+        """x (N, D) -> y (N, C) and the state after it."""
         h0, conv_state = state
-        p = layout.zero_padding(self.in_proj(x))
-        u, conv_state = causal_conv(
-            p,
-            self.conv_weight,
-            self.conv_bias,
-            layout.cu_seqlens,
-            conv_state,
-            backend=self.scan,
-            cu_seqlens_host=layout.cu_seqlens_host,
-        )  # (N, C)
-        u, gates = layout.zero_padding(u), self.gates(u)
+        u = layout.zero_padding(x if self.in_proj is None else self.in_proj(x))
+        if self.conv_weight is not None:
+            u, conv_state = causal_conv(
+                u,
+                self.conv_weight,
+                self.conv_bias,
+                layout.cu_seqlens,
+                conv_state,
+                backend=self.scan,
+                cu_seqlens_host=layout.cu_seqlens_host,
+            )
+            u = layout.zero_padding(u)
+        elif self.in_proj is not None:
+            u = F.silu(u)
+        gates = self._gates(u)
         if layout.real is not None:  # decay 1, input scale 0: h0 passes the padding as it is
             gates = gates.masked_fill(~layout.real[:, None], SHUT)
         y, h = bd_lru(
@@ -162,23 +186,32 @@ class GatedRecurrent(nn.Module):
             self.lambda_,
             layout.cu_seqlens,
             h0,
-            z=self.gate_proj(x),
+            z=None if self.gate_proj is None else self.gate_proj(x),
             eps=self.eps,
             backend=self.scan,
             cu_seqlens_host=layout.cu_seqlens_host,
-        )  # (N, C)
+        )
         return y, (h, conv_state)
+
+    def _gates(self, u: Tensor) -> Tensor:
+        """u (.., C) -> (.., 2C), before the sigmoid."""
+        gates = self.gates(u)
+        if self.constant_decay:
+            gates = F.pad(gates, (self.channels, 0), value=OPEN)
+        return gates if self.input_gate else F.pad(gates, (0, self.channels), value=OPEN)
 
 
 class BehaviorLayer(nn.Module):
     """Gated recurrent layer and feed-forward network, each with residual and post-norm."""
 
-    def __init__(self, d_model: int, dropout: float, **recurrent):
+    def __init__(self, d_model: int, dropout: float, pffn: bool, **recurrent):
         super().__init__()
         self.recurrent = GatedRecurrent(d_model, **recurrent)
         self.recurrent_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
-        self.pffn = FeedForward(d_model, dropout, F.silu, inner_dropout=dropout)  # eq. 4
-        self.pffn_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
+        self.pffn = self.pffn_norm = None
+        if pffn:
+            self.pffn = FeedForward(d_model, dropout, F.silu, inner_dropout=dropout)  # eq. 4
+            self.pffn_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
@@ -192,7 +225,7 @@ class BehaviorLayer(nn.Module):
 
     def _merge(self, x: Tensor, y: Tensor) -> Tensor:
         s = self.recurrent_norm(x + self.dropout(y))
-        return self.pffn_norm(s + self.pffn(s))
+        return s if self.pffn is None else self.pffn_norm(s + self.pffn(s))
 
 
 class RecBLR(nn.Module):
@@ -212,6 +245,12 @@ class RecBLR(nn.Module):
         released: bool = False,
         max_length: int | None = None,
         scan: Scan = "auto",
+        bd_lru_only: bool = False,
+        conv1d: bool = True,
+        pffn: bool = True,
+        gate_z: bool = True,
+        input_gate: bool = True,
+        constant_decay: bool = False,
     ):
         super().__init__()
         check_sizes(d_model=d_model, n_layers=n_layers, expansion=expansion, conv_width=conv_width)
@@ -233,9 +272,14 @@ class RecBLR(nn.Module):
             lambda_init=lambda_init,
             leaked_steps=leaked_steps,
             scan=scan,
+            bd_lru_only=bd_lru_only,
+            conv1d=conv1d,
+            gate_z=gate_z,
+            input_gate=input_gate,
+            constant_decay=constant_decay,
         )
         self.layers = nn.ModuleList(
-            BehaviorLayer(d_model, dropout, **recurrent) for _ in range(n_layers)
+            BehaviorLayer(d_model, dropout, pffn, **recurrent) for _ in range(n_layers)
         )
         self.apply(init_weights)
 

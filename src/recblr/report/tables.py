@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from recblr.run_folder import METRICS, Config, RunFolder, model_name
+from recblr.run_folder import METRICS, Config, RunFolder, model_name, variant_name
 
 Row = dict[str, float]
 
@@ -38,7 +38,7 @@ def result_rows(config: Config, split: str, floors: dict[str, Row], metrics: Row
     The paper's row only stands beside test figures of its own protocol, recipe and log: one with
     the users and interactions of its Table 2 (its items count the padding id here and there).
     """
-    name = model_name(config)
+    name = variant_name(config)
     rows = {floor: floors[floor] for floor in ("popularity", "markov") if floor != name}
     rows[name] = metrics
     if "ceiling" in floors:
@@ -48,17 +48,20 @@ def result_rows(config: Config, split: str, floors: dict[str, Row], metrics: Row
     paper = config["data"].get("card", {}).get("paper") or {}
     same_log = all(metrics.get(key) == paper.get(key) for key in ("users", "interactions"))
     if same_protocol and same_log and config["recipe"] == "paper" and not config["smoke"]:
-        rows[f"{name}, paper's Table 1"] = paper_row(config["data"]["name"], name)
+        number, variant = (1, "") if name == model_name(config) else (3, config["ablation"])
+        values = paper_row(f"table{number}", config["data"]["name"], model_name(config), variant)
+        rows[f"{name}, paper's Table {number}"] = values
     return {name: row for name, row in rows.items() if row}
 
 
-def paper_row(dataset: str, model: str) -> Row:
-    """The paper's Table 1 for a data set and model; empty where it has none."""
+def paper_row(table: str, dataset: str, model: str, variant: str = "") -> Row:
+    """What a table of the paper has for a data set, model and variant: an ablation, a scan."""
     text = (resources.files("recblr.report") / "paper.csv").read_text(encoding="utf-8")
     return {
         line["metric"]: float(line["value"])
         for line in csv.DictReader(text.splitlines())
-        if (line["table"], line["dataset"], line["model"]) == ("table1", dataset, model)
+        if (line["table"], line["dataset"], line["model"], line["variant"])
+        == (table, dataset, model, variant)
     }
 
 
@@ -113,7 +116,7 @@ def model_card(run: RunFolder) -> str:
     environment: dict[str, Any] = run.read_json("environment.json")
     best = run.checkpoints / "best.ckpt"
     lines = [
-        f"# {model_name(config)} on {config['data']['name']}",
+        f"# {variant_name(config)} on {config['data']['name']}",
         "",
         "**A smoke run: its figures mean nothing.**\n" if config["smoke"] else "",
         f"Protocol: {protocol(config, split, run_metrics(run)['order'])}.",

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from recblr.run_folder import Config, RunFolder, model_name
+from recblr.run_folder import Config, RunFolder, model_name, variant_name
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class MetricsCsv(Logger):
 def wandb_logger(run: RunFolder, config: Config, project: str) -> WandbLogger:
     """W&B, online when the user is logged in, else offline: said in one line.
 
-    Grouped by data set and model, tagged with both and the seed.
+    Grouped by data set and model, tagged with both, ablation, scan and seed.
     """
     import wandb
 
@@ -45,10 +45,12 @@ def wandb_logger(run: RunFolder, config: Config, project: str) -> WandbLogger:
     else:
         log.info("W&B: %s (%s), project %s", mode, why, project)
     data, model, seed = config["data"]["name"], model_name(config), config["seed"]
-    tags = [data, model, f"seed{seed}"] + (["smoke"] if config["smoke"] else [])
+    tags = [data, model, config["ablation"], f"seed{seed}"]
+    tags += [f"scan={config['scan']}"] if "scan" in config["model"] else []
+    tags += ["smoke"] if config["smoke"] else []
     started = wandb.init(
         project=project,
-        name=f"{data}/{model}/{run.path.name}",
+        name=f"{data}/{variant_name(config)}/{run.path.name}",
         group=f"{data}/{model}",
         tags=tags,
         config=config,

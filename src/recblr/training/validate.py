@@ -34,7 +34,7 @@ TRAIN_KEYS |= {"paths.runs": str, "paths.data": str, "precision": Precision}
 EVALUATE_KEYS = {"ckpt_path": str, "split": Part, "mask_history": bool | None}
 EVALUATE_KEYS |= {"scan": Scan | None, "data.path": str | None}
 
-_READ_BY_ALL = {"seed", "test", "overwrite", "smoke", "recipe"}
+_READ_BY_ALL = {"seed", "test", "overwrite", "smoke", "recipe", "ablation"}
 _READ_BY_FLOORS = {"eval_batch_size", "mask_history"}
 _NOT_BUILT_FOR_FLOORS = {"objective", "optimizer", "trainer", "callbacks", "datamodule"}
 
