@@ -31,6 +31,8 @@ def main(cfg: DictConfig) -> None:
     from recblr.training.loggers import closing, quiet_lightning
 
     quiet_lightning()
+    if cfg.resume:
+        cfg = validate.resumed(cfg)
     validate.check_run(cfg, CONFIG)
     build, is_floor = validate.build, validate.is_floor(cfg)
     accelerator = validate.choose_accelerator(cfg.trainer.accelerator)
@@ -43,16 +45,18 @@ def main(cfg: DictConfig) -> None:
     earlier = keep_log()
     data = build(cfg.datamodule, log=build(cfg.data))
     data.load()
-    run = RunFolder.of(config, data.split_hash)
+    run = RunFolder(cfg.resume) if cfg.resume else RunFolder.of(config, data.split_hash)
     if run.finished(cfg.test) and not cfg.overwrite:
         log.info("finished before; overwrite=true trains anew")
         return print_run(run)
     print_config(config)
     with run.lock():
         trained = run.finished() and not cfg.overwrite  # with test=false: only the test is missing
-        if not trained:
-            about = environment("train.py", list(HydraConfig.get().overrides.task))
-            run.start(config, about | {"scan": scan})
+        about = environment("train.py", list(HydraConfig.get().overrides.task)) | {"scan": scan}
+        if not trained and run.last.exists() and not cfg.overwrite:
+            run.go_on(about)
+        elif not trained:
+            run.start(config, about)
         loggers = [build(node, run=run, config=config) for node in cfg.logger.values()]
         with run.log_to_file(earlier), closing(loggers) as summary:
             L.seed_everything(cfg.seed, verbose=False)
@@ -81,9 +85,17 @@ def main(cfg: DictConfig) -> None:
 
 
 def fit(cfg: DictConfig, config: dict, data, model, run, loggers: list) -> None:
-    """Train to early stopping; leaves checkpoints/best.ckpt and last.ckpt in the run folder."""
+    """Train to early stopping, on from last.ckpt if there is one; leaves it and best.ckpt."""
+    from recblr.training.evaluate import epochs_done
     from recblr.training.module import SequentialRecommender
     from recblr.training.validate import build
+
+    if run.last.exists():
+        epochs, done = epochs_done(run.last, data.split_hash)
+        run.keep_epochs(epochs)
+        log.info("going on after epoch %d of %s", epochs, run.path)
+        if done:
+            return
 
     identity = {"config": config, "split_hash": data.split_hash}
     identity["item_ids"] = data.store.item_ids.tolist()
@@ -99,9 +111,10 @@ def fit(cfg: DictConfig, config: dict, data, model, run, loggers: list) -> None:
     if cfg.trainer.accelerator == "cpu":
         seconds = module.warm_up(next(iter(data.train_dataloader())))
         log.info("kernels ready after %.1f s", seconds)
-    cfg.callbacks.checkpoint.dirpath = str(run.checkpoints)
+    cfg.callbacks.best.dirpath = cfg.callbacks.last.dirpath = str(run.checkpoints)
     callbacks = [build(node) for node in cfg.callbacks.values()]
-    build(cfg.trainer, callbacks=callbacks, logger=loggers).fit(module, datamodule=data)
+    trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers)
+    trainer.fit(module, datamodule=data, ckpt_path=run.last if run.last.exists() else None)
 
 
 if __name__ == "__main__":

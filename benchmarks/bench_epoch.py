@@ -107,7 +107,7 @@ def bench_epoch(repeats: int) -> list[Row]:
         module.optimizer = partial(torch.optim.Adam, lr=1e-3, fused=True)
         module.identity = {"item_ids": data.store.item_ids.tolist()}
         nodes = OmegaConf.load(ROOT / "conf/callbacks/default.yaml")
-        nodes.checkpoint.dirpath = folder
+        nodes.best.dirpath = nodes.last.dirpath = folder
         trainer = build(
             OmegaConf.load(ROOT / "conf/trainer/default.yaml"),
             max_epochs=1 + repeats,

@@ -222,6 +222,7 @@ def test_same_command_again_prints_the_table_and_does_not_train(copied):
 
 def test_unfinished_run_is_not_taken_for_a_finished_one(copied):
     (copied.folder / "README.md").unlink()
+    (copied.folder / "checkpoints" / "last.ckpt").unlink()
     (copied.folder / "left.part").touch()
     outcome = invoke("train", *SMOKE, cwd=copied.cwd)
     assert outcome.code == 0 and "epoch 1/1" in outcome.out
@@ -397,8 +398,9 @@ def test_number_of_threads_is_recorded_and_the_run_repeats_on_it(log_here, threa
 
 
 @pytest.mark.slow
-def test_terminated_run_fails_says_where_it_is_and_starts_anew(tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), "logger=csv", "data.n_users=500"]
+def test_terminated_run_fails_says_where_it_is_and_goes_on(tmp_path):
+    arguments = ["logger=csv", "data.n_users=500", "trainer.max_epochs=15"]
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -409,8 +411,9 @@ def test_terminated_run_fails_says_where_it_is_and_starts_anew(tmp_path):
     process.terminate()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and err.splitlines()[-1] == "error: terminated", err
-    assert "unfinished: runs/" in out + err
+    assert "unfinished: runs/" in out + err and "the same command goes on with it" in out + err
     (folder,) = run_folders(tmp_path / "runs")
     assert not RunFolder(folder).finished()
-    outcome = spawn("train", "logger=csv", "data.n_users=500", "trainer.max_epochs=1", cwd=tmp_path)
-    assert outcome.code == 0, outcome.err
+    assert not (folder / "failed.json").exists()
+    outcome = spawn("train", *arguments, cwd=tmp_path)
+    assert outcome.code == 0 and "going on after epoch" in outcome.out, outcome.err

@@ -4,7 +4,9 @@
         config.yaml  environment.json  metrics.csv  test_metrics.json  floors.json
         test_ranks.parquet  checkpoints/{best,last}.ckpt  run.log  README.md
 
-`README.md` (the model card) is written last: a folder that has it is a finished run.
+`README.md` (the model card) is written last: a folder that has it is a finished run. One without
+it goes on from `last.ckpt`, the end of its last whole epoch. `failed.json` says which error ended
+it, if one did.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -61,6 +64,11 @@ class RunFolder:
         needed = ["README.md"] + ["test_metrics.json"] * test
         return all((self.path / name).exists() for name in needed)
 
+    @property
+    def last(self) -> Path:
+        """The checkpoint that an unfinished run goes on from, if it is there."""
+        return self.checkpoints / "last.ckpt"
+
     def start(self, config: Config, environment: dict[str, Any]) -> None:
         """Create the folder anew and write what is known before training."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -69,6 +77,20 @@ class RunFolder:
 
         self._write("config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         self.write_json("environment.json", environment)
+
+    def go_on(self, environment: dict[str, Any]) -> None:
+        """Keep what was done, and beside it where it goes on: `resumed` in `environment.json`."""
+        known = self.read_json("environment.json")
+        resumed = [*known.get("resumed", []), environment]
+        self.write_json("environment.json", known | {"resumed": resumed})
+        (self.path / "failed.json").unlink(missing_ok=True)
+
+    def keep_epochs(self, epochs: int) -> None:
+        """Cut `metrics.csv` after that many epochs: what follows is done again."""
+        path = self.path / "metrics.csv"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            self._write("metrics.csv", "".join(lines[: 1 + epochs]))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -111,7 +133,10 @@ class RunFolder:
         except BaseException as error:
             info = (type(error), error, error.__traceback__)
             handler.handle(root.makeRecord("recblr", logging.ERROR, "", 0, "failed", (), info))
-            log.error("unfinished: %s; the same command starts it anew", self.path)
+            if isinstance(error, Exception):
+                self.write_json("failed.json", {"error": f"{type(error).__name__}: {error}"})
+            how = "goes on with it" if self.last.exists() else "starts it anew"
+            log.error("unfinished: %s; the same command %s", self.path, how)
             raise
         finally:
             root.removeHandler(handler)
@@ -190,6 +215,7 @@ def environment(entry: str, overrides: list[str]) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "command": shlex.join(["python", entry, *overrides]),
+        "started": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
         "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

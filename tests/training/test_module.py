@@ -177,7 +177,7 @@ def test_a_checkpoint_loads_as_plain_values_and_says_what_it_belongs_to(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
     for name in ("best", "last"):
         plain = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
-        assert plain["recblr"] == identity
+        assert plain["recblr"] == identity | {"done": True}
 
     other = tiny()
     assert not torch.equal(other.embedding.weight, module.model.embedding.weight)

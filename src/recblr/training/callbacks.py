@@ -5,12 +5,27 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger(__name__)
+
+
+class Checkpoint(ModelCheckpoint):
+    """Lightning's, which forgets what was best when the folder of a run has moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        old, new = state_dict["dirpath"], str(self.dirpath)
+        moved = {
+            k: v.replace(old, new, 1) if isinstance(v, str) else v for k, v in state_dict.items()
+        }
+        models = state_dict["best_k_models"]
+        moved["best_k_models"] = {k.replace(old, new, 1): v for k, v in models.items()}
+        super().load_state_dict(moved)
 
 
 class EpochRecord(L.Callback):
@@ -22,6 +37,12 @@ class EpochRecord(L.Callback):
 
     def __init__(self) -> None:
         self.best = (-1.0, 0)  # val/ndcg@10, minus its epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": list(self.best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = tuple(state_dict["best"])
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.start = time.perf_counter()

@@ -84,6 +84,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def epochs_done(path: Path, split_hash: str) -> tuple[int, bool]:
+    """Whole epochs behind a checkpoint of that split, and whether training ended there."""
+    checkpoint = read_checkpoint(path)
+    trained_on = checkpoint[CHECKPOINT_KEY]["split_hash"]
+    if trained_on != split_hash:
+        raise ValueError(
+            f"{path}: trained on other data (split {trained_on[:12]}, now {split_hash[:12]}); give "
+            "the log that it was trained on as data.path, or train anew with overwrite=true"
+        )
+    return checkpoint["epoch"] + 1, checkpoint[CHECKPOINT_KEY]["done"]
+
+
 def load_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
     """Put the weights of a checkpoint into its model."""
     prefix = "model."

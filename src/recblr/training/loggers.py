@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import warnings
@@ -48,8 +49,11 @@ def wandb_logger(run: RunFolder, config: Config, project: str) -> WandbLogger:
     tags = [data, model, config["ablation"], f"seed{seed}"]
     tags += [f"scan={config['scan']}"] if "scan" in config["model"] else []
     tags += ["smoke"] if config["smoke"] else []
-    started = wandb.init(
+    started = run.read_json("environment.json")["started"]
+    experiment = wandb.init(
         project=project,
+        id=hashlib.sha256(f"{run.path.name} {started}".encode()).hexdigest()[:12],
+        resume="allow",  # a run that goes on stays one run
         name=f"{data}/{variant_name(config)}/{run.path.name}",
         group=f"{data}/{model}",
         tags=tags,
@@ -59,7 +63,7 @@ def wandb_logger(run: RunFolder, config: Config, project: str) -> WandbLogger:
         reinit="finish_previous",
         settings=wandb.Settings(silent=True),
     )
-    return WandbLogger(experiment=started)
+    return WandbLogger(experiment=experiment)
 
 
 def quiet_lightning() -> None:
@@ -68,6 +72,7 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
     warnings.filterwarnings("ignore", message=".*num_workers.*")  # our loader has none
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* not empty.*")  # it goes on
     warnings.filterwarnings("ignore", message=".*logging interval.*")  # we log epochs, not steps
 
 

@@ -24,9 +24,10 @@ class SequentialRecommender(L.LightningModule):
     """Trains and evaluates any model of `recblr.models.base`.
 
     identity: plain containers stored in every checkpoint (config, split hash, raw item ids), so
-    that a checkpoint needs no flags. precision: `bf16-mixed` trains with bfloat16 products;
-    recurrence, softmax, weights and every evaluation stay in float32. seed: with the epoch, fixes
-    every dropout mask and negative of that epoch, whatever was drawn before it.
+    that a checkpoint needs no flags; beside them `done`: whether this was the last epoch.
+    precision: `bf16-mixed` trains with bfloat16 products; recurrence, softmax, weights and every
+    evaluation stay in float32. seed: with the epoch, fixes every dropout mask and negative of that
+    epoch, whatever was drawn before it.
     """
 
     def __init__(
@@ -93,7 +94,9 @@ class SequentialRecommender(L.LightningModule):
         self._log_metrics("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CHECKPOINT_KEY] = self.identity
+        over = self.current_epoch + 1 == self.trainer.max_epochs
+        done = bool(self.trainer.should_stop or over)
+        checkpoint[CHECKPOINT_KEY] = (self.identity or {}) | {"done": done}
 
     def _count(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         return count_ranks(

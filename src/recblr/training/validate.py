@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 
 LARGEST_SEED = 2**32 - 1  # numpy's
 # Keys that no constructor takes, so no signature describes them.
-TRAIN_KEYS = {"seed": int, "test": bool, "overwrite": bool, "smoke": bool}
+TRAIN_KEYS = {"seed": int, "test": bool, "overwrite": bool, "smoke": bool, "resume": str | None}
 TRAIN_KEYS |= {"paths.runs": str, "paths.data": str, "precision": Precision}
 EVALUATE_KEYS = {"ckpt_path": str, "split": Part, "mask_history": bool | None}
 EVALUATE_KEYS |= {"scan": Scan | None, "data.path": str | None}
 
-_READ_BY_ALL = {"seed", "test", "overwrite", "smoke", "recipe", "ablation"}
+_READ_BY_ALL = {"seed", "test", "overwrite", "smoke", "resume", "recipe", "ablation"}
 _READ_BY_FLOORS = {"eval_batch_size", "mask_history"}
 _NOT_BUILT_FOR_FLOORS = {"objective", "optimizer", "trainer", "callbacks", "datamodule"}
 
@@ -79,6 +79,28 @@ def warn_of_slow_bf16(accelerator: str) -> None:
     """bfloat16 without instructions for it costs time in place of saving it."""
     if accelerator == "cpu" and not cpu_has_bf16():
         log.warning("precision=bf16-mixed: this CPU has no bfloat16 instructions: slower than 32")
+
+
+def resumed(cfg: DictConfig) -> DictConfig:
+    """The settings of the run folder `cfg.resume`, with the paths and loggers of this command."""
+    path = Path(cfg.resume)
+    if not (path / "config.yaml").is_file():
+        raise FileNotFoundError(f"resume={path}: not a run folder: it has no config.yaml")
+    run = OmegaConf.load(path / "config.yaml")
+    assert isinstance(run, DictConfig)
+    run.resume = cfg.resume
+    if "folder" in run.data:
+        run.data.folder = "${paths.data}"
+    for override in HydraConfig.get().overrides.task:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if key.split(".")[0] in ("paths", "logger"):
+            OmegaConf.update(run, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
+        elif key != "resume":
+            raise ValueError(
+                f"{key}: resume={path} goes on with its own settings; only paths and logger can be "
+                "given with it"
+            )
+    return run
 
 
 def check_run(cfg: DictConfig, config_file: Path) -> None:
