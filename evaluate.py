@@ -46,9 +46,8 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"scan={cfg.scan}: {model_name(trained)} has no scan")
     if cfg.scan is not None:
         trained.model.scan = cfg.scan
-    accelerator, scan = choose_accelerator(trained.trainer.accelerator), None
-    if "scan" in trained.model:
-        scan = choose_scan(trained.model.scan, accelerator)
+    accelerator = choose_accelerator(trained.trainer.accelerator)
+    if scan := choose_scan(trained.model, accelerator):
         log.info("scan=%s runs as %s", trained.model.scan, scan)
 
     data = build(trained.datamodule, log=build(trained.data))

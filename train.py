@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
     validate.check_run(cfg, CONFIG)
     build, is_floor = validate.build, validate.is_floor(cfg)
     accelerator = validate.choose_accelerator(cfg.trainer.accelerator)
-    scan = validate.choose_scan(cfg.scan, accelerator) if "scan" in cfg.model else None
+    scan = validate.choose_scan(cfg.model, accelerator)
     cfg.paths.data = str(Path(cfg.paths.data).expanduser().absolute())
     if cfg.data.get("path"):
         cfg.data.path = str(Path(cfg.data.path).expanduser().absolute())

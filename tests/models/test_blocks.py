@@ -9,8 +9,6 @@ from recblr.models.blocks import (
     Rectangles,
     last_attention,
     packed_attention,
-    place_of,
-    sequence_of,
 )
 
 LENGTHS = [5, 1, 2, 33, 3, 9, 17, 1, 64, 8, 40]
@@ -107,7 +105,7 @@ def test_no_more_padding_than_rows_beyond_the_shortest_rectangle():
 def test_sequence_and_place_of_a_row(lengths):
     batch = batch_like(lengths)
     expected = [(s, t) for s, length in enumerate(lengths) for t in range(length)]
-    assert list(zip(sequence_of(batch).tolist(), place_of(batch).tolist())) == expected
+    assert list(zip(batch.sequence.tolist(), batch.place.tolist())) == expected
 
 
 @pytest.mark.parametrize("causal", [True, False])

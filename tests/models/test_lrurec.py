@@ -70,7 +70,7 @@ def loss_and_gradients(scan, dtype, batch):
     return {"loss": loss.detach()} | gradients(loss, model)
 
 
-@pytest.mark.parametrize("scan", ["cpu", "serial"])
+@pytest.mark.parametrize("scan", ["cpu", "doubling"])
 @pytest.mark.parametrize("mode", ["all positions", "prefix"])
 def test_every_scan_gives_the_loss_and_gradients_of_the_float64_reference(scan, mode):
     lengths = [70, 1, 2, 3, 65, 20]

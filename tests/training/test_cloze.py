@@ -65,6 +65,17 @@ def test_a_sequence_is_the_inputs_and_the_event_after_them(target_mode):
     assert sorted(got) == sorted(part[-LONGEST:] for part in parts)
 
 
+@pytest.mark.parametrize("length", [5, 12, 13, 40])
+def test_an_event_is_hidden_in_the_window_whose_target_it_is(length):
+    store = store_of([list(range(1, length + 1))])
+    rows = training_rows(store, 10, "all_positions")
+    (batch,) = PackedLoader(store, rows, 10**6, budget="targets", one_target=False)
+    hidden = Cloze(mask_ratio=1.0, last_ratio=0.0).hide(batch, length + 1, 10)
+    scored = hidden.targets.bincount(minlength=length + 1)[1:].tolist()  # by event of the user
+    first = int(length - 2 <= 10)  # there is room for the very first
+    assert scored == [first, *[1] * (length - 3), 0, 0]  # the last two are for evaluation
+
+
 def test_both_ways_to_give_targets_are_read():
     sequences = [[4], [5, 6], [7]]
     expected = [[4, 11], [5, 6, 13], [7, 14]]

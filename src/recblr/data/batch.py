@@ -43,6 +43,18 @@ class SequenceBatch:
         return self.cu_seqlens.diff()
 
     @property
+    def sequence(self) -> Tensor:
+        """(N,) int64: the sequence of each packed row."""
+        index = torch.arange(len(self), device=self.items.device)
+        return index.repeat_interleave(self.lengths, output_size=len(self.items))
+
+    @property
+    def place(self) -> Tensor:
+        """(N,) int64: the place of each packed row in its sequence, from 0."""
+        row = torch.arange(len(self.items), device=self.items.device)
+        return row - self.cu_seqlens[self.sequence]
+
+    @property
     def last(self) -> Tensor:
         """(B,) int64: packed index of each sequence's last item; every sequence must have one."""
         assert (self.cu_seqlens_host.diff() > 0).all(), "an empty sequence has no last item"

@@ -39,7 +39,9 @@ in the head, as BERT itself has; N(0, 0.02) weights, not truncated.
 Departures from the usual implementation (RecBole): it drops the first column of every batch, also
 where there is room for the mask. So each history loses its oldest item, a single item leaves the
 mask alone, and every position is one less than in training. `usual=True` does the same. Padding is
-left out, not masked with -10000: the weights that it got there are 0 to the last bit.
+left out, not masked with -10000: the weights that it got there are 0 to the last bit. RecBole has
+two dropout rates with one default, and 256 inner units at every D, which is 4D at D = 64. It trains
+on a row per prefix: `usual` is its training only with `target_mode=prefix`.
 """
 
 from __future__ import annotations
@@ -54,9 +56,9 @@ from recblr.models.blocks import (
     AttentionLayer,
     Rectangles,
     check_dropout,
+    check_lengths,
     check_sizes,
     init_weights,
-    place_of,
 )
 from recblr.ops.dropout import Dropout
 
@@ -118,7 +120,8 @@ class BERT4Rec(nn.Module):
         return self._read_out(self.layers[-1].last_rows(x, batch))
 
     def _embed(self, batch: SequenceBatch) -> Tensor:
-        x = self.embedding(batch.items) + self.positions(place_of(batch))
+        check_lengths(batch, self.max_length)
+        x = self.embedding(batch.items) + self.positions(batch.place)
         return self.dropout(self.norm(x))
 
     def _read_out(self, x: Tensor) -> Tensor:

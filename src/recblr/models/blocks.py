@@ -50,16 +50,11 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def sequence_of(batch: SequenceBatch) -> Tensor:
-    """(N,) int64: the sequence of each packed row."""
-    index = torch.arange(len(batch), device=batch.items.device)
-    return index.repeat_interleave(batch.lengths, output_size=len(batch.items))
-
-
-def place_of(batch: SequenceBatch) -> Tensor:
-    """(N,) int64: the place of each packed row in its sequence, from 0."""
-    row = torch.arange(len(batch.items), device=batch.items.device)
-    return row - batch.cu_seqlens[sequence_of(batch)]
+def check_lengths(batch: SequenceBatch, max_length: int) -> None:
+    """ValueError for a sequence that a model with `max_length` positions has no room for."""
+    longest = int(batch.cu_seqlens_host.diff().max()) if len(batch) else 0
+    if longest > max_length:
+        raise ValueError(f"a sequence has {longest} items, the model max_length={max_length}")
 
 
 class FeedForward(nn.Module):
@@ -193,7 +188,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, p: float) -
         mask = q.new_full((t, t), -torch.inf).triu_(1)
     mask = mask.expand(b, n_heads, -1, t).flatten(0, 1)  # (bH, 1 or T, T)
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    weights = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=d**-0.5).softmax(2)
+    wide = torch.promote_types(q.dtype, torch.float32)  # sums over rows
+    scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=d**-0.5)
+    weights = scores.softmax(2, dtype=wide).to(q.dtype)
     return torch.bmm(dropout(weights, p), v)
 
 
@@ -202,7 +199,7 @@ def last_attention(q: Tensor, kv: Tensor, batch: SequenceBatch, n_heads: int, p:
 
     kv (N, 2D): keys, values. p: dropout of the weights. Returns (B, D).
     """
-    sequence = sequence_of(batch)
+    sequence = batch.sequence
     wide = torch.promote_types(q.dtype, torch.float32)  # sums over rows
     q = q.to(wide).unflatten(1, (n_heads, -1))  # (B, H, d)
     k, v = kv.to(wide).unflatten(1, (2, n_heads, -1)).unbind(1)  # (N, H, d)

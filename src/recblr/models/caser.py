@@ -28,7 +28,8 @@ each height, the authors' values; the slots that a shorter history leaves at the
 and fills up with the embedding of padding id 0, a random row that no lookup trains: short histories
 see a constant block, and a slot says nothing about how old its item is. `window` and `n_h`, if
 given, hold in both. User row 0, which RecBole never reads, is an unknown user (id -1) and starts as
-zeros. The rest starts as there: embeddings N(0, 1/D), fc1 and fc2 Xavier normal with biases 0,
+zeros; a user without a training target keeps the random row it starts with, as there. The rest
+starts as there: embeddings N(0, 1/D), fc1 and fc2 Xavier normal with biases 0,
 filters as torch starts convolutions.
 """
 
@@ -39,7 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.blocks import check_dropout, check_sizes, sequence_of
+from recblr.models.blocks import check_dropout, check_sizes
 from recblr.ops.dropout import Dropout
 
 REGULARISATION = 1e-4
@@ -99,7 +100,7 @@ class Caser(nn.Module):
         return REGULARISATION * sum(layer.weight.norm() for layer in (*layers, *self.horizontal))
 
     def encode(self, batch: SequenceBatch) -> Tensor:
-        sequence = sequence_of(batch)
+        sequence = batch.sequence
         if self.usual:
             rows = torch.arange(len(sequence), device=sequence.device)
             return self._predict(self._last_windows(batch, rows, sequence), batch, sequence)

@@ -35,8 +35,8 @@ Departures from the paper: where its official code is more precise or differs, t
 exact GELU, 4D inner units, dropout after W2 alone, LayerNorm epsilon 1e-12, N(0, 0.02) weights.
 Departures from the official implementation: its layers are copies of one, so all filters start
 equal; here each is drawn alone, N(0, 0.02) per part. `usual=True` starts them equal. Its training,
-apart from the model, also has a row with an empty history per user and cuts users to their last
-L training items.
+apart from the model, also has a row with an empty history per user, cuts users to their last L
+training items, and draws the negatives of BCE outside the user's items.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from recblr.models.blocks import (
     WEIGHT_STD,
     FeedForward,
     check_dropout,
+    check_lengths,
     check_sizes,
     init_weights,
 )
@@ -133,6 +134,7 @@ class FMLPRec(nn.Module):
 
     def _slots(self, batch: SequenceBatch) -> Tensor:
         """(B, L) int64, 0 on the left."""
+        check_lengths(batch, self.max_length)
         items = batch.padded("left")
         return F.pad(items, (self.max_length - items.shape[1], 0))
 

@@ -19,7 +19,8 @@ term in the loss, only the optimiser's `weight_decay`.
 Departures from the usual implementation (RecBole): none in the function, so `usual` changes
 nothing.
 Its user row 0, which it never reads, is here an unknown user (id -1) and starts as zeros: a score
-from the last item alone. Trained by BPR on one uniform negative, as there; under the full softmax
+from the last item alone. A user without a training target keeps the random row it starts with, as
+there. Trained by BPR on one uniform negative, as there; under the full softmax
 (`objective=cross_entropy`) it is another model. Xavier normal tables, as there.
 """
 

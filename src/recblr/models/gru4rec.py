@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
 from recblr.data.batch import SequenceBatch
@@ -148,6 +149,7 @@ class GRULayer(torch.autograd.Function):
         return h
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_h: Tensor):
         x, w, u, rz, n, un, h = ctx.saved_tensors
         sizes, hidden = ctx.sizes, u.shape[1]

@@ -55,13 +55,12 @@ from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
 from recblr.models.blocks import FeedForward, check_dropout, check_sizes
-from recblr.ops.backends import Scan
 from recblr.ops.dropout import Dropout
-from recblr.ops.lru import lru
+from recblr.ops.lru import Scan, lru, resolve
 
 RADIUS = (0.8, 0.99)  # of lambda at the start
-WEIGHT_STD = 0.02  # before the truncation at two of them
-NORM_EPS = 1e-5
+TRUNCATED_STD = 0.02  # before the truncation at two of them
+LRU_NORM_EPS = 1e-5
 
 
 class LinearRecurrence(nn.Module):
@@ -85,11 +84,11 @@ class LinearRecurrence(nn.Module):
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x (N, D), state (B, 2S) -> h (N, 2S) after each row, (B, 2S) after each sequence."""
-        nu, theta, gamma = self.lambda_.exp()
-        lambda_ = torch.exp(-nu) * torch.stack((theta.cos(), theta.sin()))  # (2, S)
-        weight, bias = gamma[:, None] * self.in_weight, gamma * self.in_bias
+        rate, phase, scale = self.lambda_.exp()
+        decay = torch.exp(-rate) * torch.stack((phase.cos(), phase.sin()))  # (2, S)
+        weight, bias = scale[:, None] * self.in_weight, scale * self.in_bias
         u = F.linear(x, weight.flatten(0, 1), bias.flatten())  # (N, 2S)
-        return lru(u, lambda_, cu_seqlens, state, self.scan, cu_seqlens_host)
+        return lru(u, decay, cu_seqlens, state, self.scan, cu_seqlens_host)
 
     def read_out(self, h: Tensor) -> Tensor:
         """Re(C h + c): h (R, 2S) -> (R, D)."""
@@ -103,9 +102,9 @@ class LRULayer(nn.Module):
     def __init__(self, d_model: int, dropout: float, scan: Scan):
         super().__init__()
         self.recurrent = LinearRecurrence(d_model, scan)
-        self.recurrent_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
+        self.recurrent_norm = nn.LayerNorm(d_model, eps=LRU_NORM_EPS)
         self.pffn = FeedForward(d_model, dropout, inner_dropout=dropout)  # eq. 8
-        self.pffn_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
+        self.pffn_norm = nn.LayerNorm(d_model, eps=LRU_NORM_EPS)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, batch: SequenceBatch) -> Tensor:
@@ -120,7 +119,7 @@ class LRULayer(nn.Module):
 
 
 class LRURec(nn.Module):
-    """LRURec over items 1..n_items; works in any float dtype with `scan` auto or reference."""
+    """LRURec over items 1..n_items; works in any float dtype but with `scan="cpu"`."""
 
     causal = True
 
@@ -135,18 +134,24 @@ class LRURec(nn.Module):
     ):
         super().__init__()
         check_sizes(d_model=d_model, n_layers=n_layers)
+        check_dropout(dropout)
         if scan not in get_args(Scan):
             raise ValueError(f"scan={scan!r}: choose from {', '.join(get_args(Scan))}")
-        check_dropout(dropout)
         self.states = 2 * d_model
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.dropout = Dropout(dropout)
-        self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(d_model, eps=LRU_NORM_EPS)
         self.layers = nn.ModuleList(LRULayer(d_model, dropout, scan) for _ in range(n_layers))
         self.output_bias = nn.Parameter(torch.empty(n_items + 1))
         for name, parameter in self.named_parameters():
             if not name.endswith(("norm.weight", "norm.bias", "lambda_")):
-                nn.init.trunc_normal_(parameter, 0, WEIGHT_STD, -2 * WEIGHT_STD, 2 * WEIGHT_STD)
+                nn.init.trunc_normal_(
+                    parameter, 0, TRUNCATED_STD, -2 * TRUNCATED_STD, 2 * TRUNCATED_STD
+                )
+
+    @staticmethod
+    def resolve_scan(scan: str, device: str) -> str:
+        return resolve(scan, device, torch.float32)
 
     def item_matrix(self) -> Tensor:
         return self.embedding.weight

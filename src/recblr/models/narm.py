@@ -20,8 +20,8 @@ Departures from the paper: A1 and A2 change their names, and the two halves of B
 in the usual implementation; no biases in the unit, and torch's form of it (see `gru4rec`).
 Departures from the usual implementation (RecBole): none in the function, so `usual` changes
 nothing: it masks its padding. As there, Xavier normal embeddings (padding row included) and
-matrices, and torch's own start of the unit. A1 h and A2 h are held within +-80, where a sigmoid is
-long 0 or 1: `PairWeights` takes their exponentials.
+matrices, and torch's own start of the unit. A1 h and A2 h are each held within +-80, far
+beyond what training reaches: `PairWeights` takes their exponentials.
 
 All positions at once need a weight for each pair of positions, T^2 H sigmoids a sequence:
 `PairWeights` never keeps more than T H of them. There is no `step`: every new item changes the sum
@@ -34,9 +34,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.blocks import Rectangles, check_dropout, check_sizes, sequence_of
+from recblr.models.blocks import Rectangles, check_dropout, check_sizes
 from recblr.models.gru4rec import by_time, run_gru
 from recblr.ops.dropout import Dropout
 
@@ -88,7 +89,7 @@ class NARM(nn.Module):
     def represent(self, batch: SequenceBatch) -> Tensor:
         h = self._states(batch)
         last = h.index_select(0, batch.last)  # (B, H)
-        sequence = sequence_of(batch)
+        sequence = batch.sequence
         with torch.autocast(h.device.type, enabled=False):
             q = bounded(self.a1(h)) + bounded(self.a2(last)).index_select(0, sequence)
             local = torch.zeros_like(last).index_add(0, sequence, self.v(torch.sigmoid(q)) * h)
@@ -138,6 +139,7 @@ class PairWeights(torch.autograd.Function):
         return alpha
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_alpha: Tensor):
         e1, e2, v = ctx.saved_tensors
         d_q1, d_q2, d_v = torch.zeros_like(e1), torch.empty_like(e2), torch.zeros_like(v)

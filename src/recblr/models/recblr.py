@@ -64,7 +64,7 @@ from recblr.models.blocks import (
     check_sizes,
     init_weights,
 )
-from recblr.ops.backends import Scan
+from recblr.ops.backends import Scan, resolve_backend
 from recblr.ops.bd_lru import bd_lru
 from recblr.ops.bd_lru.reference import SHUT
 from recblr.ops.causal_conv import causal_conv
@@ -282,6 +282,12 @@ class RecBLR(nn.Module):
             BehaviorLayer(d_model, dropout, pffn, **recurrent) for _ in range(n_layers)
         )
         self.apply(init_weights)
+
+    @staticmethod
+    def resolve_scan(scan: str, device: str) -> str:
+        """The scan that runs for `scan` on a device; ValueError where it cannot."""
+        backend = resolve_backend(scan, device, torch.float32)
+        return backend if scan == "auto" else scan
 
     def item_matrix(self) -> Tensor:
         return self.embedding.weight

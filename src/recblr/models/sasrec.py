@@ -30,9 +30,11 @@ Departures from the paper, all of them usual: LayerNorm after each residual sum,
 and values alike (the paper: before, on queries alone), and none at the end; exact GELU and 4D inner
 units (ReLU and D); biases everywhere; no factor sqrt(D) on the embeddings, but LayerNorm on their
 sum with the positions; positions from the oldest item (from the newest); N(0, 0.02) weights. Full
-softmax over V+1 rows is the usual loss; `objective=bce` is the paper's.
+softmax over V+1 rows is the usual loss; `objective=bce` is the paper's, but for its negatives,
+which it draws outside the user's items.
 Departures from the usual implementation: none in the function, so `usual` changes nothing. Padding
-is left out, not masked with -10000: the weights that it got there are 0 to the last bit.
+is left out, not masked with -10000: the weights that it got there are 0 to the last bit. RecBole
+has two dropout rates with one default, and 256 inner units at every D, which is 4D at D = 64.
 """
 
 from __future__ import annotations
@@ -45,9 +47,9 @@ from recblr.models.blocks import (
     AttentionLayer,
     Rectangles,
     check_dropout,
+    check_lengths,
     check_sizes,
     init_weights,
-    place_of,
 )
 from recblr.ops.dropout import Dropout
 
@@ -70,7 +72,7 @@ class SASRec(nn.Module):
         super().__init__()
         check_sizes(max_length=max_length, d_model=d_model, n_layers=n_layers, n_heads=n_heads)
         check_dropout(dropout)
-        self.n_heads = n_heads
+        self.max_length, self.n_heads = max_length, n_heads
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.positions = nn.Embedding(max_length, d_model)
         self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
@@ -96,5 +98,6 @@ class SASRec(nn.Module):
         return self.layers[-1].last_rows(x, batch)
 
     def _embed(self, batch: SequenceBatch) -> Tensor:
-        x = self.embedding(batch.items) + self.positions(place_of(batch))
+        check_lengths(batch, self.max_length)
+        x = self.embedding(batch.items) + self.positions(batch.place)
         return self.dropout(self.norm(x))

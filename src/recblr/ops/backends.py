@@ -20,18 +20,18 @@ def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype
     Only "auto" chooses: `fused` on CUDA, `cpu` in float32 on the CPU, else `serial`.
     """
     if backend == "auto":
-        return next(b for b in ("fused", "cpu", "serial") if not _obstacle(b, device, dtype, True))
+        return next(b for b in ("fused", "cpu", "serial") if not obstacle(b, device, dtype, True))
     name = "parallel" if backend in ("parallel_sp", "parallel_ep") else backend
     if name not in BACKENDS:
         raise ValueError(f"scan={backend!r} is unknown; choose from {', '.join(SCANS)}, auto")
-    if obstacle := _obstacle(name, device, dtype):
+    if why_not := obstacle(name, device, dtype):
         others = [scan for scan in SCANS if scan_runs(scan, device, dtype)]
-        raise ValueError(f"scan={backend} cannot run: {obstacle}; {', '.join(others)}, auto do")
+        raise ValueError(f"scan={backend} cannot run: {why_not}; {', '.join(others)}, auto do")
     return name
 
 
 def scan_runs(scan: str, device: torch.device | str, dtype: torch.dtype) -> bool:
-    return not _obstacle(scan.split("_")[0], device, dtype)
+    return not obstacle(scan.split("_")[0], device, dtype)
 
 
 def interpreted() -> bool:
@@ -51,13 +51,13 @@ def triton_obstacle(device: torch.device | str, automatic: bool = False) -> str 
     return None
 
 
-def _obstacle(
+def obstacle(
     backend: str, device: torch.device | str, dtype: torch.dtype, automatic: bool = False
 ) -> str | None:
     """Why a backend does not run, or None."""
     if backend in ("fused", "parallel"):
-        if obstacle := triton_obstacle(device, automatic):
-            return obstacle
+        if why_not := triton_obstacle(device, automatic):
+            return why_not
         if backend == "fused" and dtype == torch.float64:
             return "it computes in float32, got torch.float64"
     if backend == "cpu":

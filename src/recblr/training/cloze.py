@@ -4,7 +4,9 @@ The mean over the hidden events of the full softmax over V+1 rows. All randomnes
 generator's.
 
 A sequence is a row's inputs and the event after the last of them, its newest `max_length` events.
-So a row of all positions is a user's whole training part, and no event of it is never learned.
+Where one row is a user's whole training part, every event of it can be hidden, the first too. Users
+who fill several windows have each event hidden in one of them only, that whose target it is, and
+never their very first one, which is no target.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from torch import Tensor
 
 from recblr.data.batch import SequenceBatch
 from recblr.models.base import SequentialModel, item_bias, regulariser
-from recblr.models.blocks import place_of, sequence_of
 from recblr.ops.cross_entropy import linear_cross_entropy
 
 
@@ -61,15 +62,17 @@ class Cloze:
         else:
             one_each = batch.one_target_per_sequence
             following = batch.targets if one_each else batch.targets[batch.last]
+            learned = replace(batch, items=_learned(batch).long())
+            learned = learned.with_one_more((following > 0).long(), full=max_length).items > 0
             batch = batch.with_one_more(following, full=max_length)
-            hidden = scored = self._choose(batch)
+            hidden = scored = self._choose(batch, learned)
         items = batch.items.masked_fill(hidden, mask_id)
         return replace(batch, items=items, targets=batch.items * scored)
 
-    def _choose(self, batch: SequenceBatch) -> Tensor:
-        """(N,) bool: the events to hide."""
-        sequence, device = sequence_of(batch), batch.items.device
-        draw = torch.rand(len(sequence), device=device)
+    def _choose(self, batch: SequenceBatch, learned: Tensor) -> Tensor:
+        """(N,) bool: the events to hide, of those to be learned in this batch."""
+        sequence, device = batch.sequence, batch.items.device
+        draw = torch.rand(len(sequence), device=device).masked_fill(~learned, 1)
         least = draw.new_ones(len(batch)).scatter_reduce_(0, sequence, draw, "amin")
         anywhere = (draw < self.mask_ratio) | (draw == least[sequence])
         only_last = torch.rand(len(batch), device=device) < self.last_ratio
@@ -88,8 +91,17 @@ class Cloze:
         else:
             hidden = torch.rand(len(batch.items), device=batch.items.device) < self.mask_ratio
         up_to = hidden.cumsum(0)
-        after = up_to[batch.last][sequence_of(batch)] - up_to  # (N,): hidden ones in its row
-        return hidden, hidden & (after < limit) & (place_of(batch) > 0)
+        after = up_to[batch.last][batch.sequence] - up_to  # (N,): hidden ones in its row
+        return hidden, hidden & (after < limit) & (batch.place > 0)
+
+
+def _learned(batch: SequenceBatch) -> Tensor:
+    """(N,) bool: the inputs that are targets of the row, and the first before a first target."""
+    if batch.one_target_per_sequence:
+        return torch.ones_like(batch.items, dtype=torch.bool)
+    is_target = batch.targets > 0
+    before = torch.cat((is_target[:1], is_target[:-1]))
+    return torch.where(batch.place == 0, is_target, before)
 
 
 def _is_last(batch: SequenceBatch) -> Tensor:

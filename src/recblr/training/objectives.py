@@ -1,7 +1,8 @@
 """Losses: `(model, batch) -> scalar`, the mean over the batch's targets.
 
-A model's `regulariser()`, if it has one, is added. Negatives are drawn from torch's default
-generator, which every epoch seeds anew: seed, epoch and step fix them.
+A model's `regulariser()`, if it has one, is added. Negatives are uniform over the items but the
+row's target, as RecBole's: one may be in the user's history. They are drawn from torch's default
+generator, which every epoch seeds anew: seed, epoch and what is drawn before them fix them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ class CrossEntropy:
 
 
 class BPR:
-    """-log sigmoid(s+ - s-) with one uniform negative a target (Rendle et al., UAI 2009)."""
+    """-log sigmoid(s+ - s-) with one uniform negative a target (Rendle et al., UAI 2009).
+
+    RecBole adds 1e-10 inside the logarithm; `logsigmoid` needs nothing there.
+    """
 
     fills_in = False
 
@@ -42,7 +46,11 @@ class BPR:
 
 
 class BCE:
-    """-log sigmoid(s+) - log(1 - sigmoid(s-)), one uniform negative a target (SASRec, eq. 6)."""
+    """-log sigmoid(s+) - log(1 - sigmoid(s-)), one uniform negative a target (SASRec, eq. 6).
+
+    The authors of SASRec and FMLP-Rec draw it outside the user's items, and the latter add 1e-24
+    inside the logarithms.
+    """
 
     fills_in = False
 

@@ -21,7 +21,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from recblr.data.datamodule import Part
-from recblr.ops.backends import Scan, resolve_backend
+from recblr.ops.backends import Scan
+from recblr.ops.lru import Scan as ComplexScan
 from recblr.training.module import Precision
 from recblr.training.objectives import leak
 
@@ -32,7 +33,7 @@ LARGEST_SEED = 2**32 - 1  # numpy's
 TRAIN_KEYS = {"seed": int, "test": bool, "overwrite": bool, "smoke": bool, "resume": str | None}
 TRAIN_KEYS |= {"paths.runs": str, "paths.data": str, "precision": Precision}
 EVALUATE_KEYS = {"ckpt_path": str, "split": Part, "mask_history": bool | None}
-EVALUATE_KEYS |= {"scan": Scan | None, "data.path": str | None}
+EVALUATE_KEYS |= {"scan": Scan | ComplexScan | None, "data.path": str | None}
 
 _READ_BY_ALL = {"seed", "test", "overwrite", "smoke", "resume", "recipe", "ablation"}
 _READ_BY_FLOORS = {"eval_batch_size", "mask_history"}
@@ -63,10 +64,15 @@ def choose_accelerator(asked: str) -> str:
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def choose_scan(scan: str, accelerator: str) -> str:
-    """The scan that runs for `scan` on this machine; ValueError where it cannot."""
-    backend = resolve_backend(scan, "cpu" if accelerator == "cpu" else "cuda", torch.float32)
-    return backend if scan == "auto" else scan
+def choose_scan(model: DictConfig, accelerator: str) -> str | None:
+    """The scan that runs for `scan` on this machine, None for a model without one.
+
+    ValueError where it cannot run.
+    """
+    if "scan" not in model:
+        return None
+    device = "cpu" if accelerator == "cpu" else "cuda"
+    return get_object(model._target_).resolve_scan(model.scan, device)
 
 
 def cpu_has_bf16() -> bool:
@@ -154,12 +160,13 @@ def known_keys(config_file: Path) -> set[str]:
 def _check_training(cfg: DictConfig, model: torch.nn.Module) -> None:
     """What objective, optimizer and trainer refuse; they are cheap to build."""
     objective = build(cfg.objective)
-    if objective.fills_in and not hasattr(model, "mask_id"):
+    fills_in = getattr(objective, "fills_in", False)
+    if fills_in and not hasattr(model, "mask_id"):
         raise ValueError(
             f"objective={_name(objective)}: {_name(model)} has no mask token to fill in; "
             "model=bert4rec has"
         )
-    if cfg.target_mode == "all_positions" and not (model.causal or objective.fills_in):
+    if cfg.target_mode == "all_positions" and not (model.causal or fills_in):
         raise ValueError(leak(model))
     if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:
         raise ValueError(f"trainer.max_epochs={cfg.trainer.max_epochs}: must be 1 or more")
