@@ -14,7 +14,7 @@ training itself varies by.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +98,8 @@ def welch_p(a: Floats, b: Floats) -> float:
         return float("nan")
     if np.ptp(a) == 0 and np.ptp(b) == 0:
         return float(a[0] == b[0])
-    return float(ttest_ind(a, b, equal_var=False).pvalue)
+    p: Any = ttest_ind(a, b, equal_var=False)[1]
+    return float(p)
 
 
 def holm(p_values: list[float]) -> list[float]:
