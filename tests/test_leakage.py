@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from batches import batch_of, random_sequences, scramble, store_of
+from command_line import ROOT
 from fitting import loaded, trained
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*log_every_n_steps.*"),
 ]
 V = 30
+MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
+FLOORS = {"popularity": Popularity, "markov": Markov}
 
 
 class Log:
@@ -91,14 +94,14 @@ def noise():
     return data_of(log, max_length=20, batch_size=2048, eval_batch_size=2048)
 
 
-@pytest.mark.parametrize("name", ["popularity", "markov", "recblr"])
+@pytest.mark.parametrize("name", MODELS)
 def test_no_model_beats_chance_on_noise(name, noise):
     n_items = noise.store.n_items
-    if name == "recblr":
-        model = trained(noise, epochs=2, lr=3e-3, dropout=0.1)
-    else:
-        model = {"popularity": Popularity, "markov": Markov}[name](n_items)
+    if name in FLOORS:
+        model = FLOORS[name](n_items)
         model.fit(**noise.training_part())
+    else:
+        model = trained(noise, epochs=2, lr=3e-3, dropout=0.1, model=name)
     metrics, ranks = evaluate(model, noise.evaluation_loader("test"), n_items)
     assert metrics["users"] >= 5_000
     chance = {

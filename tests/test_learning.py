@@ -51,6 +51,36 @@ def test_recblr_learns_a_fixed_succession_almost_perfectly():
     assert ndcg > 2 * floors["popularity"]
 
 
+@pytest.fixture(scope="module")
+def default():
+    """The default log as rows of 10 items, on which all learn in few epochs; and its floors."""
+    data = data_of(SyntheticLog(), max_length=10)
+    return data, {name: row["ndcg@10"] for name, row in floor_metrics(data, "test").items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    # least: share of the ceiling's test NDCG@10, of which popularity has 0.09 and Markov 0.41.
+    "name, epochs, lr, least",
+    [
+        ("gru4rec", 3, 5e-3, 0.70),  # measured 0.78
+        ("narm", 3, 1e-2, 0.70),  # 0.73
+        ("sasrec", 2, 5e-3, 0.70),  # 0.77
+        ("lrurec", 2, 5e-3, 0.70),  # 0.77
+        # The others: four fifths of what was measured.
+        ("fpmc", 2, 1e-2, 0.23),  # 0.29
+        ("caser", 1, 5e-3, 0.26),  # 0.33
+        ("bert4rec", 3, 2e-3, 0.19),  # 0.24
+        ("fmlprec", 1, 5e-3, 0.33),  # 0.41
+    ],
+)
+def test_every_baseline_learns_the_default_log(name, epochs, lr, least, default):
+    data, floors = default
+    model = trained(data, epochs, lr, model=name)
+    ndcg = evaluate(model, data.evaluation_loader("test"), data.store.n_items)[0]["ndcg@10"]
+    assert 2 * floors["popularity"] < least * floors["ceiling"] < ndcg < floors["ceiling"]
+
+
 @pytest.mark.slow
 def test_demo_reaches_three_quarters_of_the_ceiling(tmp_path):
     """`make demo`'s run: well above both floors, at least 75 % of the best possible ranking."""
