@@ -3,7 +3,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
-BENCH ?= data bd_lru causal_conv cross_entropy epoch
+BENCH ?= data bd_lru causal_conv cross_entropy epoch models
 GPU_TESTS := $(addprefix tests/ops/test_,fused.py scan.py parallel.py conv_triton.py on_device.py)
 GPU_TESTS += tests/ops/test_dropout.py::test_on_the_gpu_it_is_the_dropout_of_torch
 BIN := .venv/bin

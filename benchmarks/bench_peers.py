@@ -1,4 +1,4 @@
-"""RecBLR's training beside the SASRec of RecTools, RePlay and RecBole, on the CPU.
+"""Our RecBLR and SASRec in training beside the SASRec of RecTools, RePlay and RecBole, on the CPU.
 
 All with full softmax over the catalogue, D = 64, 2 layers, the same longest history, dropout and
 training part (every user without its last two events), otherwise their own defaults. RecTools,
@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ SCRIPTS = Path(__file__).parent / "peers"
 class Peer(NamedTuple):
     script: str
     requirements: tuple[str, ...] = ()  # its environment's, beside our torch; none: ours
-    precision: str = "32-true"
+    settings: tuple[str, ...] = ()  # ours
 
 
 PEERS = {
@@ -52,20 +52,32 @@ PEERS = {
     "replay": Peer("with_replay.py", ("replay-rec[torch]==0.22.0",)),
     # It needs names that numpy 2 and pandas 3 dropped, and its ray the pkg_resources of setuptools.
     "recbole": Peer("with_recbole.py", ("recbole==1.2.1", "numpy<2", "pandas<3", "setuptools<81")),
-    "cpu": Peer("ours.py"),
-    "cpu bf16-mixed": Peer("ours.py", precision="bf16-mixed"),
+    "recblr": Peer("ours.py", settings=("model=recblr",)),
+    "recblr bf16-mixed": Peer("ours.py", settings=("model=recblr", "precision=bf16-mixed")),
+    "sasrec": Peer("ours.py", settings=("model=sasrec",)),
 }
-OURS = "cpu"
+OURS = "recblr"
 
 
 class Data(NamedTuple):
+    """bars: by a model of ours, targets per CPU second over a peer's, with the kept memory."""
+
     name: str
     max_length: int
     dropout: float
-    bar: float  # targets per CPU second, ours over each peer's, with the kept memory
+    bars: dict[str, float]
+
+    @property
+    def settings(self) -> list[str]:
+        """Of `train.py`; width and layers are the defaults of its models."""
+        sizes = {"max_length": self.max_length, "dropout": self.dropout}
+        return [f"{k}={v}" for k, v in (sizes | {"batch_size": BATCH_TARGETS}).items()]
 
 
-DATA = {"beauty": Data("Beauty", 50, 0.5, 8), "ml_1m": Data("ML-1M", 200, 0.2, 3)}
+DATA = {
+    "beauty": Data("Beauty", 50, 0.5, {"recblr": 8, "sasrec": 5}),
+    "ml_1m": Data("ML-1M", 200, 0.2, {"recblr": 3}),
+}
 MALLOC = {
     "default": {},
     "tuned": {
@@ -105,14 +117,13 @@ def environment(peer: str, folder: Path) -> Path:
     return python
 
 
-def train(peer: str, python: Path, job: Job, malloc: str) -> dict[str, Any]:
-    """Run a job in a fresh process -> what `Clock.report` printed."""
+def train(script: str, job: Job, python: Path, malloc: str) -> dict[str, Any]:
+    """Run a script of `peers/` in a fresh process -> what `Clock.report` printed."""
     inherited = {k: v for k, v in os.environ.items() if k not in MALLOC["tuned"]}
     env = inherited | MALLOC[malloc]
     env |= {"OMP_NUM_THREADS": str(job.threads), "GOMP_SPINCOUNT": SPIN}
     with tempfile.TemporaryDirectory(dir=job.folder) as folder:
-        text = json.dumps(asdict(job) | {"folder": folder, "precision": PEERS[peer].precision})
-        command = [python, SCRIPTS / PEERS[peer].script, text]
+        command = [python, SCRIPTS / script, json.dumps(asdict(job) | {"folder": folder})]
         try:
             done = subprocess.run(
                 command, cwd=folder, env=env, capture_output=True, text=True, timeout=TIME_LIMIT
@@ -155,7 +166,8 @@ def compare(
             if peer in failed:
                 continue
             try:
-                result = train(peer, pythons[peer], job, malloc)
+                own = replace(job, settings=[*job.settings, *PEERS[peer].settings])
+                result = train(PEERS[peer].script, own, pythons[peer], malloc)
             except RuntimeError as error:
                 failed.add(peer)
                 print(f"  {peer}: does not run, no row: {error}", flush=True)
@@ -177,13 +189,13 @@ def compare(
         record(out, rows, setting._replace(versions=of_peer[0]["versions"]))
     if spreads:
         print_table(spreads, {peer: of_peer[0] for peer, of_peer in results.items() if of_peer})
-    if OURS in spreads and malloc == "tuned":
+    if malloc == "tuned":
         judge(data, spreads)
 
 
 def print_table(spreads: dict[str, dict[str, Spread]], facts: dict[str, dict[str, Any]]) -> None:
-    """Medians over the rounds. ours: our targets per CPU second over the line's."""
-    columns = ("targets/CPU s", "ours", "targets/s", "s/epoch", "peak MB", "targets/step")
+    """Medians over the rounds. RecBLR: its targets per CPU second over the line's."""
+    columns = ("targets/CPU s", "RecBLR", "targets/s", "s/epoch", "peak MB", "targets/step")
     columns += ("rows/step", "targets/epoch", "classes")
     print(f"  {'':14}" + "".join(f"{column:>15}" for column in columns))
     for peer, spread in spreads.items():
@@ -206,12 +218,13 @@ def print_table(spreads: dict[str, dict[str, Spread]], facts: dict[str, dict[str
 
 
 def judge(data: Data, spreads: dict[str, dict[str, Spread]]) -> None:
-    ours = spreads[OURS]["targets/cpu_s"].median
-    for peer in spreads:
-        if PEERS[peer].requirements:
-            ratio = ours / spreads[peer]["targets/cpu_s"].median
-            verdict = "PASS" if ratio >= data.bar else "FAIL"
-            print(f"  {data.name}: {ratio:.1f}x {peer}: {verdict} (at least {data.bar:g}x)")
+    for name, bar in data.bars.items():
+        for peer in spreads:
+            if name in spreads and PEERS[peer].requirements:
+                speeds = (spreads[one]["targets/cpu_s"].median for one in (name, peer))
+                ratio = next(speeds) / next(speeds)
+                verdict = "PASS" if ratio >= bar else "FAIL"
+                print(f"  {data.name}: {name} {ratio:.1f}x {peer}: {verdict} (at least {bar:g}x)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -237,8 +250,7 @@ def run(arguments: argparse.Namespace) -> None:
                 path=str(path.absolute()),
                 store=str(arrays),
                 folder=folder,
-                conf=str(ROOT / "conf"),
-                precision="",
+                settings=[*data.settings, "data=custom", f"data.path={path.absolute()}"],
                 max_length=data.max_length,
                 dropout=data.dropout,
                 d_model=D_MODEL,
@@ -254,37 +266,32 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"recorded in {arguments.out}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    summary, details = str(__doc__).split("\n\n", 1)
+def parser_of(doc: str, rounds: int, seconds: float) -> argparse.ArgumentParser:
+    """What measures trainings in fresh processes takes: logs, and for how long."""
+    summary, details = doc.split("\n\n", 1)
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    logs = parser.add_argument_group("logs, at least one: `user item item ...` a line, by time")
+    logs = parser.add_argument_group("logs: `user item item ...` a line, by time")
     logs.add_argument("--beauty", type=Path, metavar="PATH", help="Amazon Beauty, 5-core")
     logs.add_argument("--ml-1m", type=Path, metavar="PATH", help="MovieLens 1M, 5-core")
-    names = list(dict.fromkeys(peer.split()[0] for peer in PEERS))
+    count, whole = {"type": int, "metavar": "N"}, "(%(default)s)"
+    parser.add_argument("--rounds", default=rounds, help=f"processes each {whole}", **count)
     parser.add_argument(
-        "--only", nargs="+", choices=names, default=names, help="these; `cpu` is RecBLR (all)"
+        "--seconds", type=float, default=seconds, help=f"to measure for in a process {whole}"
     )
-    parser.add_argument("--malloc", nargs="+", choices=MALLOC, default=list(MALLOC), help="(both)")
-    parser.add_argument("--rounds", type=int, default=2, help="processes each (%(default)s)")
-    parser.add_argument(
-        "--seconds", type=float, default=30, help="to measure for in a process (%(default)g)"
-    )
-    parser.add_argument("--steps", type=int, help="stop after as many measured steps, too")
-    parser.add_argument(
-        "--warmup", type=int, default=3, help="steps before those measured (%(default)s)"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="of each process (%(default)s)")
-    parser.add_argument(
-        "--envs", type=Path, default=ROOT / ".peers", help="the peers' environments (.peers)"
-    )
+    parser.add_argument("--steps", help="stop after as many measured steps, too", **count)
+    parser.add_argument("--warmup", default=3, help=f"steps before those measured {whole}", **count)
+    parser.add_argument("--threads", default=2, help=f"of each process {whole}", **count)
     parser.add_argument(
         "--out", type=Path, default=ROOT / "results/speed.csv", help="(results/speed.csv)"
     )
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; a file that is missing or a count below 1 ends the program."""
     arguments = parser.parse_args(argv)
-    if not any(getattr(arguments, name) for name in DATA):
-        parser.error("give --beauty or --ml-1m or both")
     for name in DATA:
         path = getattr(arguments, name)
         if path and not path.is_file():
@@ -292,6 +299,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = ("rounds", "seconds", "warmup", "threads")
     if any(getattr(arguments, name) <= 0 for name in counts) or arguments.steps == 0:
         parser.error("--rounds, --seconds, --steps, --warmup and --threads: at least 1")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_of(str(__doc__), rounds=2, seconds=30)
+    names = list(dict.fromkeys(peer.split()[0] for peer in PEERS))
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="these (all)")
+    parser.add_argument("--malloc", nargs="+", choices=MALLOC, default=list(MALLOC), help="(both)")
+    parser.add_argument(
+        "--envs", type=Path, default=ROOT / ".peers", help="the peers' environments (.peers)"
+    )
+    arguments = parsed(parser, argv)
+    if not any(getattr(arguments, name) for name in DATA):
+        parser.error("give --beauty or --ml-1m or both")
     run(arguments)
 
 

@@ -207,6 +207,26 @@ def test_bench_data_refuses_a_log_that_is_too_small(tmp_path):
     assert "--rows 1000" in done.err
 
 
+def test_bench_models_records_speed_and_memory_of_a_model(timing, tmp_path, monkeypatch, capsys):
+    bench = importlib.import_module("bench_models")
+    monkeypatch.setattr(bench, "DATA", {"beauty": bench.DATA["beauty"]})
+    monkeypatch.setattr(
+        bench, "SHAPES", {"beauty": {"n_users": 300, "n_items": 50, "mean_length": 8}}
+    )
+    out = tmp_path / "speed.csv"
+    bench.main(["--only", "bert4rec", "--steps", "1", "--threads", "1", "--out", str(out)])
+    rows = table(out)
+    assert {(row["what"], row["case"], row["backend"]) for row in rows} == {
+        ("model", "Beauty shape L50", "bert4rec")
+    }
+    assert {row["unit"] for row in rows} == {"targets/cpu_s", "targets/s", "s/epoch", "peak_mb"}
+    assert all(float(row["value"]) > 0 for row in rows)
+    assert "bert4rec" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        bench.main(["--beauty", "absent.txt"])
+    assert "--beauty absent.txt: no such file" in capsys.readouterr().err
+
+
 @pytest.fixture
 def tiny(timing, tmp_path, monkeypatch):
     """Runs a benchmark in this process, its constants replaced; gives its rows."""

@@ -10,7 +10,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,14 +24,13 @@ class Job:
     """Train on a log without each user's last two events; measure until `steps` or `seconds`.
 
     path: the log. store: the same as arrays, `items` (N,) with ids 1..V and `offsets` (U+1,).
-    folder: empty, for what a peer writes. conf, precision: RecBLR's.
+    folder: empty, for what a peer writes. settings: of `train.py`, for what is ours.
     """
 
     path: str
     store: str
     folder: str
-    conf: str
-    precision: str
+    settings: Sequence[str]
     max_length: int
     dropout: float
     d_model: int

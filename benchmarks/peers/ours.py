@@ -1,6 +1,8 @@
-"""RecBLR as `train.py` builds it: its configuration, data module, Lightning module, trainer."""
+"""A model of ours as `train.py` builds it: configuration, data, Lightning module, trainer."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import lightning
 from clock import Clock, Job, run
@@ -9,31 +11,22 @@ from hydra import compose, initialize_config_dir
 import recblr.training.cli  # noqa: F401  for what it sets
 from recblr.training.loggers import quiet_lightning
 from recblr.training.module import SequentialRecommender
-from recblr.training.validate import build
+from recblr.training.validate import build, build_model
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def main(job: Job) -> None:
     clock = Clock(job)
-    overrides = [
-        "data=custom",
-        f"data.path={job.path}",
-        f"paths.data={job.folder}",
-        f"max_length={job.max_length}",
-        f"dropout={job.dropout}",
-        f"batch_size={job.batch_targets}",
-        f"model.d_model={job.d_model}",
-        f"model.n_layers={job.n_layers}",
-        f"precision={job.precision}",
-        "trainer.accelerator=cpu",
-    ]
-    with initialize_config_dir(job.conf, version_base="1.3"):
+    overrides = [*job.settings, f"paths.data={job.folder}", "trainer.accelerator=cpu"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides)
     quiet_lightning()
     data = build(cfg.datamodule, log=build(cfg.data))
     data.load()
     n_items, epoch = data.store.n_items, data.train_dataloader()
     module = SequentialRecommender(
-        build(cfg.model, n_items=n_items),
+        build_model(cfg.model, n_items, data.store.n_users),
         n_items,
         build(cfg.objective),
         build(cfg.optimizer),
