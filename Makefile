@@ -9,10 +9,17 @@ GPU_TESTS += tests/ops/test_dropout.py::test_on_the_gpu_it_is_the_dropout_of_tor
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-slow test-all test-gpu lint bench bench-gpu clean clean-data
+# Settings of train.py on the command line of make: `make ablations data=amazon-beauty seed=1`.
+OURS := PYTHON TORCH_INDEX BIN ARGS BENCH RUNS
+given = $(findstring command line,$(origin $(1)))
+SETTINGS = $(foreach v,$(filter-out $(OURS),$(.VARIABLES)),$(if $(call given,$(v)),'$(v)=$($(v))'))
+RUNS ?=
+
+.PHONY: help setup demo ablations table1 table3 figures
+.PHONY: test test-slow test-all test-gpu lint bench bench-gpu clean clean-data
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9 -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9 -]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/ready ## virtual environment .venv with everything (TORCH_INDEX=url: where torch comes from)
 
@@ -24,6 +31,15 @@ setup: .venv/ready ## virtual environment .venv with everything (TORCH_INDEX=url
 
 demo: .venv/ready ## train RecBLR on the synthetic log and compare it with floors and ceiling (2 minutes)
 	$(BIN)/python train.py data=synthetic model=recblr trainer.max_epochs=10 logger=csv overwrite=true $(ARGS)
+
+ablations: .venv/ready ## Table 3: RecBLR with one part left out (data=amazon-beauty and other settings)
+	$(BIN)/python train.py experiment=table3 $(if $(call given,data),,data=synthetic) $(SETTINGS) $(ARGS)
+
+table1 table3: .venv/ready ## tables of the paper from results/accuracy.csv, or from RUNS=runs
+	$(BIN)/python -m recblr.report $@ $(RUNS) $(ARGS)
+
+figures: .venv/ready ## figures of the paper from results/accuracy.csv, or from RUNS=runs
+	for name in figure5 figure6; do $(BIN)/python -m recblr.report $$name $(RUNS) $(ARGS) || exit; done
 
 test: .venv/ready ## fast tests (4 to 9 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

@@ -14,7 +14,7 @@ CONFIG = Path(__file__).parent / "conf" / "train.yaml"
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @one_line_errors(in_job=True)
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> Path:
     import lightning as L
     from hydra.core.hydra_config import HydraConfig
 
@@ -48,7 +48,8 @@ def main(cfg: DictConfig) -> None:
     run = RunFolder(cfg.resume) if cfg.resume else RunFolder.of(config, data.split_hash)
     if run.finished(cfg.test) and not cfg.overwrite:
         log.info("finished before; overwrite=true trains anew")
-        return print_run(run)
+        print_run(run)
+        return run.path
     print_config(config)
     with run.lock():
         trained = run.finished() and not cfg.overwrite  # with test=false: only the test is missing
@@ -82,6 +83,7 @@ def main(cfg: DictConfig) -> None:
                 run.write_ranks(raw_ranks(data.store, ranks))
             run.finish(model_card(run))
     print_run(run)
+    return run.path
 
 
 def fit(cfg: DictConfig, config: dict, data, model, run, loggers: list) -> None:

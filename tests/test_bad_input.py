@@ -134,8 +134,10 @@ def test_sweep_goes_on_after_a_bad_job_and_ends_with_its_error(tmp_path):
     arguments = ("-m", "data.min_interactions=90,5", "model=markov", "seed=1")
     outcome = invoke("train", *arguments, *SMOKE, cwd=tmp_path)
     assert outcome.code == 1 and "Traceback" not in outcome.err
-    assert "overrides: ['data.min_interactions=90'" in outcome.err  # which of the jobs it was
-    assert outcome.err.splitlines()[-1].startswith("error: data.min_interactions=90: nothing is")
+    assert "this job failed: data.min_interactions=90: nothing is" in outcome.out
+    first, *which = outcome.err.splitlines()
+    assert first == "error: 1 of 2 runs failed:"
+    assert which[0].strip().startswith("data.min_interactions=90 model=markov")
     (folder,) = run_folders(tmp_path / "runs")
     assert (folder / "README.md").exists()
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from command_line import invoke, run_folders, write_log
+from made_up_runs import write_run
 
 from recblr.data.__main__ import main as data_command
+from recblr.report.__main__ import main as report_command
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,7 +39,7 @@ def kind(command: str) -> str:
 
 def test_no_command_of_the_readme_is_skipped():
     found = {kind(command) for command in commands()}
-    assert found == {"make", "train", "evaluate", "recblr.data"}
+    assert found == {"make", "train", "evaluate", "recblr.data", "recblr.report"}
     assert len(commands()) >= 10
     outside_blocks = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     for inline in re.findall(r"`((?:make|python|\.venv/bin/python) [^`]+)`", outside_blocks):
@@ -93,6 +95,17 @@ def test_data_command_of_the_readme_works(command, workplace, monkeypatch, capsy
     assert capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [c for c in commands() if kind(c) == "recblr.report"])
+def test_report_command_of_the_readme_works(command, tmp_path, monkeypatch, capsys):
+    arguments = shlex.split(command)[3:]
+    for folder in (word for word in arguments if word.startswith("runs")):
+        for seed in (1, 2):
+            write_run(tmp_path / folder / f"s{seed}", seed=seed, dataset="ml-100k")
+    monkeypatch.chdir(tmp_path)
+    report_command(arguments)
+    assert capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", [c for c in commands() if kind(c) == "evaluate"])
 def test_evaluate_command_of_the_readme_works(command, workplace):
     checkpoint = run_folders(workplace / "runs" / "ml-100k" / "recblr")[0] / "checkpoints/best.ckpt"
@@ -108,6 +121,7 @@ def test_make_command_of_the_readme_works(command, tmp_path):
     target = shlex.split(command)[1]
     fast = {
         "demo": f"trainer=smoke paths.runs={tmp_path}",
+        "ablations": f"ablation=default,no_pffn trainer=smoke logger=csv paths.runs={tmp_path}",
         "test": "--collect-only tests/test_imports.py",
     }
     make = ["make", "-o", ".venv/ready", target, f"BIN={Path(sys.executable).parent}"]

@@ -115,6 +115,20 @@ class RunFolder:
             finally:
                 file.unlink()
 
+    def locked(self) -> bool:
+        """Whether a process that lives is writing this run."""
+        file = self.path.with_name(f"{self.path.name}.lock")
+        try:
+            import fcntl
+
+            with file.open("r") as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except (ImportError, FileNotFoundError):
+            return False
+        return False
+
     @contextmanager
     def log_to_file(self, earlier: MemoryHandler) -> Iterator[None]:
         """Send every log message, and an error that ends the run, to `run.log` too.
@@ -151,6 +165,14 @@ class RunFolder:
             if new:
                 writer.writeheader()
             writer.writerow(row)
+
+    def read_epochs(self) -> list[dict[str, float]]:
+        """The rows of `metrics.csv`; none for a floor, or before the first epoch's end."""
+        path = self.path / "metrics.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
     def read_config(self) -> Config:
         import yaml

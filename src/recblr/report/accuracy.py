@@ -1,0 +1,178 @@
+"""The paper's tables and figures of accuracy from results: ours beside the paper's values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import mean, stdev
+
+from recblr.report.grid import NOT_RUN, Cell, Grid, Mark
+from recblr.report.results import Result
+from recblr.report.tables import paper_row
+from recblr.run_folder import METRICS
+
+FLOORS = ("popularity", "markov")
+MODELS = (  # in the paper's order
+    "fpmc", "caser", "narm", "gru4rec", "sasrec", "bert4rec", "fmlprec", "lrurec", "recblr",
+)  # fmt: skip
+PAPERS_ABLATIONS = ("default", "single_layer", "bd_lru_only", "no_conv1d", "no_pffn", "random_init")
+OUR_ABLATIONS = ("no_gate_z", "no_input_gate", "constant_decay")
+CEILING = "ceiling"
+
+
+def table1(results: Sequence[Result], force: bool = False) -> list[Grid]:
+    """A grid per data set: floors, every model, the paper's value and the difference below each."""
+    grids = []
+    whole = [r for r in results if r.variant == "default"]
+    for dataset, overrides, plain in by_setting(whole):
+        protocols(plain, force)
+        grid = Grid(f"Table 1: {dataset}{overrides}", ["seeds", *METRICS])
+        groups = {
+            (model, recipe): [r for r in plain if (r.model, r.recipe) == (model, recipe)]
+            for model in (*FLOORS, *MODELS)
+            for recipe in sorted({r.recipe for r in plain if r.model == model}) or ["paper"]
+        }
+        trained = {key: runs for key, runs in groups.items() if key[0] in MODELS and runs}
+        marks = {metric: ranked(trained, metric) for metric in METRICS}
+        for (model, recipe), runs in groups.items():
+            if model in FLOORS and not runs:
+                continue
+            name = model if model in FLOORS or not runs else f"{model} ({recipe})"
+            shown = [
+                cell(runs, metric, marks[metric].get((model, recipe), "")) for metric in METRICS
+            ]
+            grid.add(name, [str(len(runs)) if model not in FLOORS else "", *shown])
+            add_papers(grid, paper_row("table1", dataset, model), runs)
+        add_improvement(grid, trained)
+        grid.notes = notes(plain)
+        grids.append(grid)
+    return grids
+
+
+def table3(results: Sequence[Result], force: bool = False) -> list[Grid]:
+    """A grid per data set: RecBLR whole and with one part left out."""
+    grids = []
+    for dataset, overrides, ours in by_setting(r for r in results if r.model == "recblr"):
+        protocols(ours, force)
+        groups = {
+            variant: [r for r in ours if r.variant == variant]
+            for variant in (*PAPERS_ABLATIONS, *OUR_ABLATIONS)
+        }
+        marks = {
+            metric: ranked({k: v for k, v in groups.items() if v}, metric) for metric in METRICS
+        }
+        grid = Grid(f"Table 3: {dataset}{overrides}", ["seeds", *METRICS])
+        for variant, runs in groups.items():
+            shown = [cell(runs, metric, marks[metric].get(variant, "")) for metric in METRICS]
+            grid.add(variant, [str(len(runs)), *shown])
+            add_papers(grid, paper_row("table3", dataset, "recblr", variant), runs)
+        grid.notes = notes(ours)
+        grids.append(grid)
+    return grids
+
+
+def by_dataset(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
+    """Test results by data set, in order of name."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        if result.evaluated_on == "test":
+            found.setdefault(result.dataset, []).append(result)
+    return sorted(found.items())
+
+
+def by_setting(results: Iterable[Result]) -> list[tuple[str, str, list[Result]]]:
+    """By data set: the runs of its recipes as they are; where there is none, by their overrides.
+
+    The second part is empty, or ` with dropout=0.3` for a title.
+    """
+    groups = []
+    for dataset, here in by_dataset(results):
+        floors = [r for r in here if r.model in FLOORS]
+        trained = [r for r in here if r.model not in (*FLOORS, CEILING)]
+        overridden = sorted({r.overrides for r in trained})
+        for overrides in [""] if "" in overridden else overridden:
+            runs = [r for r in trained if r.overrides == overrides]
+            groups.append((dataset, f" with {overrides}" if overrides else "", floors + runs))
+    return groups
+
+
+def protocols(results: Sequence[Result], force: bool) -> None:
+    """ValueError for results of different splits or protocols, unless forced."""
+    first: dict[tuple, Result] = {}
+    for result in results:
+        first.setdefault(result.protocol, result)
+    if len(first) > 1 and not force:
+        listed = "; ".join(
+            f"{r.model} {r.path or r.command}: split {r.split_hash[:12]}, mask_history="
+            f"{str(r.mask_history).lower()}"
+            for r in first.values()
+        )
+        raise ValueError(
+            f"{results[0].dataset}: results of different splits or protocols do not belong into "
+            f"one table ({listed}); name fewer runs, or --force"
+        )
+
+
+def cell(runs: Sequence[Result], metric: str, mark: Mark = "") -> Cell:
+    """Mean over seeds, with the standard deviation of 2 or more."""
+    if not runs:
+        return Cell(NOT_RUN)
+    values = [run.metrics[metric] for run in runs]
+    spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
+    return Cell(f"{mean(values):.4f}{spread}", mark)
+
+
+def ranked(groups: dict, metric: str) -> dict[object, Mark]:
+    """The best and the second best group by their mean."""
+    order = sorted(groups, key=lambda key: -mean(run.metrics[metric] for run in groups[key]))
+    marks: tuple[Mark, Mark] = ("best", "second")
+    return dict(zip(order, marks))
+
+
+def add_papers(grid: Grid, paper: dict[str, float], runs: Sequence[Result]) -> None:
+    """The paper's row, and ours over it in percent, where the two can be compared."""
+    comparable = all(
+        run.data_split == "leave_one_out" and not run.mask_history and run.order != "item_id"
+        for run in runs
+    )
+    if not paper or not comparable:
+        return
+    grid.add("— paper", ["", *(f"{paper[m]:.4f}" if m in paper else "" for m in METRICS)])
+    if runs:
+        shown = []
+        for metric in METRICS:
+            ours = mean(run.metrics[metric] for run in runs)
+            known = metric in paper
+            shown.append(f"{100 * (ours / paper[metric] - 1):+.1f} %" if known else "")
+        grid.add("— difference", ["", *shown])
+
+
+def add_improvement(grid: Grid, trained: dict[tuple[str, str], list[Result]]) -> None:
+    """RecBLR, at its best recipe, over the best baseline: the paper's Improv."""
+    means = {
+        metric: {key: mean(r.metrics[metric] for r in runs) for key, runs in trained.items()}
+        for metric in METRICS
+    }
+    ours = [key for key in trained if key[0] == "recblr"]
+    others = [key for key in trained if key[0] != "recblr"]
+    if ours and others:
+        gains = []
+        for metric in METRICS:
+            best, baseline = (max(means[metric][k] for k in keys) for keys in (ours, others))
+            gains.append(f"{100 * (best / baseline - 1):+.1f} %")
+        grid.add("Improv. (recblr over the best baseline)", ["", *gains])
+
+
+def notes(results: Sequence[Result]) -> list[str]:
+    """What a reader has to know of the figures."""
+    one = results[0] if results else None
+    if one is None:
+        return []
+    masked = "not ranked" if one.mask_history else "ranked too"
+    smoke = ["SMOKE RUNS: these figures mean nothing."] if one.smoke else []
+    return [
+        *smoke,
+        f"Mean ± standard deviation over seeds; {one.data_split}, all items ranked, history "
+        f"{masked}, order {one.order}, max_length {one.max_length}; split {one.split_hash[:12]}.",
+        "Best bold, second underlined, among what was trained here. The paper's values are single "
+        "runs of its own code.",
+    ]

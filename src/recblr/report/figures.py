@@ -1,0 +1,134 @@
+"""Figures for a paper's column, as PNG and SVG: one function each, from results or run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from recblr.report.accuracy import by_dataset, protocols
+from recblr.report.results import Result
+from recblr.run_folder import RunFolder
+
+COLUMN = 3.35  # inches: a column of a two-column page
+SHOWN = ("hr@10", "ndcg@10")
+STYLE = {"hr@10": ("HR@10", "#0072B2", "o"), "ndcg@10": ("NDCG@10", "#D55E00", "s")}
+DPI = 200
+
+
+def figure5(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
+    """Metrics against the expansion factor, a figure per data set (the paper's Figure 5)."""
+    return _sweeps(results, "model.expansion", "expansion factor", force)
+
+
+def figure6(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
+    """Metrics against the dropout rate, a figure per data set (the paper's Figure 6)."""
+    return _sweeps(results, "dropout", "dropout rate", force)
+
+
+def curves(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
+    """Validation NDCG@10 by epoch, a figure per data set, a line per run."""
+    figures = {}
+    for dataset, here in by_dataset(results):
+        runs = [run for run in here if run.path is not None and run.epochs]
+        protocols(runs, force)
+        if not runs:
+            continue
+        figure = Figure((COLUMN, 0.8 * COLUMN), layout="constrained", dpi=DPI)
+        axes = figure.subplots()
+        for run in runs:
+            epochs = RunFolder(run.path or "").read_epochs()
+            axes.plot(
+                [row["epoch"] for row in epochs],
+                [row["val/ndcg@10"] for row in epochs],
+                label=_label(run),
+                linewidth=1,
+            )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _finish(axes, dataset, "epoch", "validation NDCG@10", legend=len(runs) <= 12)
+        figures[f"curves_{dataset}"] = figure
+    return figures
+
+
+def accuracy_against_time(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
+    """Test NDCG@10 against the seconds that training took, a figure per data set."""
+    figures = {}
+    for dataset, here in by_dataset(results):
+        runs = [run for run in here if run.epochs]
+        protocols(runs, force)
+        if not runs:
+            continue
+        figure = Figure((COLUMN, 0.8 * COLUMN), layout="constrained", dpi=DPI)
+        axes = figure.subplots()
+        for model in sorted({run.model for run in runs}):
+            ours = [run for run in runs if run.model == model]
+            axes.plot(
+                [run.seconds for run in ours],
+                [run.metrics["ndcg@10"] for run in ours],
+                "o",
+                markersize=4,
+                label=model,
+            )
+        axes.set_xscale("log")
+        devices = sorted({run.device for run in runs})
+        where = devices[0] if len(devices) == 1 else f"{len(devices)} machines"
+        _finish(axes, dataset, f"seconds of training ({where})", "test NDCG@10")
+        axes.xaxis.label.set_size(6)
+        figures[f"time_{dataset}"] = figure
+    return figures
+
+
+def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
+    """Write each as `<name>.png` and `<name>.svg`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
+    for file in files:
+        figures[file.stem].savefig(file)
+    return files
+
+
+def _sweeps(results: Iterable[Result], key: str, label: str, force: bool) -> dict[str, Figure]:
+    """Means over seeds of RecBLR's runs that set `key` and nothing else that matters."""
+    figures = {}
+    for dataset, here in by_dataset(results):
+        points: dict[float, list[Result]] = {}
+        for run in here:
+            settings = dict(word.split("=", 1) for word in run.overrides.split())
+            if run.model == "recblr" and run.variant == "default" and key in settings:
+                points.setdefault(float(settings.pop(key)), []).append(run)
+        protocols([run for runs in points.values() for run in runs], force)
+        if not points:
+            continue
+        figure = Figure((COLUMN, 0.7 * COLUMN), layout="constrained", dpi=DPI)
+        axes = figure.subplots()
+        for metric in SHOWN:
+            name, color, marker = STYLE[metric]
+            x = sorted(points)
+            y = [mean(run.metrics[metric] for run in points[value]) for value in x]
+            axes.plot(x, y, color=color, marker=marker, markersize=4, linewidth=1.2, label=name)
+        axes.set_xticks(sorted(points))
+        axes.set_ylim(bottom=0)
+        epochs = sorted({run.epochs for runs in points.values() for run in runs})
+        span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+        _finish(axes, f"{dataset}, RecBLR ({span} epochs)", label, "test metric")
+        name = "figure5" if key == "model.expansion" else "figure6"
+        figures[f"{name}_{dataset}"] = figure
+    return figures
+
+
+def _label(run: Result) -> str:
+    variant = "" if run.variant == "default" else f"-{run.variant}"
+    return " ".join(filter(None, [f"{run.model}{variant}", run.overrides, f"seed {run.seed}"]))
+
+
+def _finish(axes, title: str, x: str, y: str, legend: bool = True) -> None:
+    axes.set_title(title, fontsize=8)
+    axes.set_xlabel(x, fontsize=8)
+    axes.set_ylabel(y, fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.grid(True, linewidth=0.3)
+    if legend:
+        axes.legend(fontsize=6, frameon=False)

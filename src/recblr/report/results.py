@@ -1,0 +1,195 @@
+"""Finished runs as rows, from run folders or from the committed `results/accuracy.csv`.
+
+One row of `accuracy.csv` is one figure: a metric of a run, with its protocol beside it.
+"""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from recblr.report.tables import evaluated_on, run_metrics
+from recblr.run_folder import METRICS, RunFolder, model_name
+
+# Overrides that are columns of their own, or that cannot change a result.
+_ELSEWHERE = ("data", "model", "ablation", "recipe", "seed", "logger", "experiment")
+_ELSEWHERE += ("data.path", "data.urls", "data.sha256", "test", "overwrite", "resume")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run. metrics: by name. path: its folder, None if read from a file."""
+
+    dataset: str
+    model: str
+    variant: str
+    recipe: str
+    overrides: str
+    objective: str
+    target_mode: str
+    order: str
+    data_split: str
+    max_length: int
+    mask_history: bool
+    evaluated_on: str
+    seed: int
+    split_hash: str
+    epochs: int
+    seconds: float
+    device: str
+    versions: str
+    commit: str
+    command: str
+    metrics: dict[str, float]
+    smoke: bool = False
+    path: Path | None = None
+
+    @property
+    def protocol(self) -> tuple:
+        """What has to be equal for two figures to stand in one table."""
+        return (self.split_hash, self.evaluated_on, self.mask_history)
+
+    @property
+    def setting(self) -> tuple:
+        """What the seeds of one cell share."""
+        return (self.dataset, self.model, self.variant, self.recipe, self.overrides)
+
+
+COLUMNS = tuple(f.name for f in fields(Result) if f.name not in ("metrics", "smoke", "path"))
+_BEFORE_METRIC = COLUMNS[: COLUMNS.index("split_hash")]
+_AFTER_VALUE = COLUMNS[COLUMNS.index("split_hash") :]
+CSV_COLUMNS = (*_BEFORE_METRIC, "metric", "value", *_AFTER_VALUE)
+
+
+def run_folders(paths: Iterable[Path]) -> Iterator[RunFolder]:
+    """Every run folder at or below some paths; FileNotFoundError for a path that is not there."""
+    for path in paths:
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: no such folder")
+        for config in sorted(path.rglob("config.yaml")):
+            yield RunFolder(config.parent)
+
+
+def result_of(run: RunFolder) -> Result:
+    """The row of a finished run."""
+    config, about, metrics = run.read_config(), run.read_json("environment.json"), run_metrics(run)
+    epochs = run.read_epochs()
+    data, loader = config["data"], config["datamodule"]
+    return Result(
+        dataset=data["name"],
+        model=model_name(config),
+        variant=config.get("ablation", "default"),
+        recipe=config["recipe"],
+        overrides=overrides_of(about["command"]),
+        objective=config["objective"]["_target_"].split(".")[-1],
+        target_mode=loader["target_mode"],
+        order=metrics["order"],
+        data_split=data.get("split", "leave_one_out"),
+        max_length=loader["max_length"],
+        mask_history=loader["mask_history"],
+        evaluated_on=evaluated_on(run),
+        seed=config["seed"],
+        split_hash=metrics["split_hash"],
+        epochs=len(epochs),
+        seconds=round(sum(row["train/seconds"] + row["val/seconds"] for row in epochs), 1),
+        device=about["gpu"] or f"{about['cpu']}, {about['threads']} threads",
+        versions=f"python {about['python']}; torch {about['versions']['torch']}",
+        commit=about["commit"] or "unknown",
+        command=about["command"],
+        metrics={name: metrics[name] for name in METRICS},
+        smoke=config["smoke"],
+        path=run.path,
+    )
+
+
+def overrides_of(command: str) -> str:
+    """The settings of a command beyond data, model, ablation, recipe and seed, in order."""
+    settings = [word for word in shlex.split(command) if "=" in word]
+    kept = {
+        key: word
+        for word in settings
+        if (key := word.split("=", 1)[0].lstrip("+")) not in _ELSEWHERE
+        and not key.startswith(("paths.", "hydra.", "logger."))
+    }
+    return " ".join(kept[key] for key in sorted(kept))
+
+
+def read_results(paths: Iterable[Path]) -> list[Result]:
+    """The finished runs below some folders, and once per split the floors that they measured.
+
+    Smoke runs are left out, unless there is nothing else: their figures mean nothing.
+    """
+    runs: dict[tuple, Result] = {}
+    for folder in run_folders(paths):
+        if not folder.finished():
+            continue
+        result = result_of(folder)
+        runs[_same(result)] = result
+        for name, metrics in folder.read_json("floors.json").items():
+            floor = floor_of(result, name, metrics)
+            runs.setdefault(_same(floor), floor)
+    real = [result for result in runs.values() if not result.smoke]
+    return real or list(runs.values())
+
+
+def floor_of(result: Result, name: str, metrics: dict[str, float]) -> Result:
+    """What a run measured beside itself: the same for every model on its split."""
+    return replace(
+        result,
+        model=name,
+        variant="default",
+        recipe="",
+        overrides="",
+        objective="",
+        target_mode="",
+        seed=0,
+        epochs=0,
+        seconds=0.0,
+        metrics={metric: metrics[metric] for metric in METRICS},
+        path=None,
+    )
+
+
+def read_csv(file: Path) -> list[Result]:
+    """The runs of an `accuracy.csv`: its rows, gathered by all columns but metric and value."""
+    gathered: dict[tuple[str, ...], dict[str, float]] = {}
+    with file.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            key = tuple(row[name] for name in COLUMNS)
+            gathered.setdefault(key, {})[row["metric"]] = float(row["value"])
+    return [_typed(dict(zip(COLUMNS, key)), metrics) for key, metrics in gathered.items()]
+
+
+def append_csv(file: Path, results: Iterable[Result]) -> int:
+    """Add runs to an `accuracy.csv`; a run that it has (but for its command) is replaced.
+
+    Returns how many runs the file has then.
+    """
+    known = {_same(result): result for result in (read_csv(file) if file.exists() else [])}
+    known |= {_same(result): result for result in results}
+    partial = file.with_name(f"{file.name}.part")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, CSV_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for result in sorted(known.values(), key=lambda r: (*r.setting, r.seed)):
+            shared = {name: getattr(result, name) for name in COLUMNS}
+            for metric, value in result.metrics.items():
+                writer.writerow(shared | {"metric": metric, "value": f"{value:.6g}"})
+    partial.replace(file)
+    return len(known)
+
+
+def _same(result: Result) -> tuple:
+    kept = (result.seed, result.order, result.max_length, result.smoke)
+    return (*result.setting, result.protocol, *kept)
+
+
+def _typed(row: dict[str, Any], metrics: dict[str, float]) -> Result:
+    numbers = {name: int(row[name]) for name in ("max_length", "seed", "epochs")}
+    numbers |= {"seconds": float(row["seconds"]), "mask_history": row["mask_history"] == "True"}
+    return Result(**(row | numbers), metrics=metrics)

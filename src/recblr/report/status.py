@@ -1,0 +1,53 @@
+"""Which runs below a folder are finished, cut, failed or being written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from recblr.report.results import run_folders
+from recblr.report.tables import run_metrics
+from recblr.run_folder import RunFolder, commit, variant_name
+
+
+class Status(NamedTuple):
+    """state: finished, running, failed or cut. older: written by other code than this checkout."""
+
+    path: Path
+    name: str
+    seed: int
+    state: str
+    epochs: int
+    ndcg: float | None
+    older: bool
+    error: str
+
+
+def statuses(paths: Iterable[Path]) -> list[Status]:
+    """One for each run folder, in the order of their paths."""
+    here = commit()
+    return [_status(run, here) for run in run_folders(paths)]
+
+
+def _status(run: RunFolder, here: str | None) -> Status:
+    config, about = run.read_config(), run.read_json("environment.json")
+    failed = run.path / "failed.json"
+    state = "cut"
+    if run.finished():
+        state = "finished"
+    elif run.locked():
+        state = "running"
+    elif failed.exists():
+        state = "failed"
+    last = [about, *about.get("resumed", [])][-1]
+    return Status(
+        run.path,
+        f"{config['data']['name']}/{variant_name(config)}",
+        config["seed"],
+        state,
+        len(run.read_epochs()),
+        run_metrics(run)["ndcg@10"] if state == "finished" else None,
+        last["commit"] != here,
+        run.read_json("failed.json")["error"] if state == "failed" else "",
+    )

@@ -1,0 +1,188 @@
+"""Tables, figures, status and comparisons from run folders that were made up."""
+
+import json
+import re
+
+import pytest
+from made_up_runs import write_run
+
+from recblr.report.__main__ import main
+from recblr.report.grid import Cell, Grid, as_csv, latex, markdown
+from recblr.report.results import append_csv, overrides_of, read_csv, read_results
+from recblr.run_folder import METRICS
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """RecBLR with three seeds, SASRec with two, one ablation, one run that was cut."""
+    for seed in (1, 2, 3):
+        write_run(tmp_path / f"runs/recblr/s{seed}", seed=seed, skill=0.6)
+    for seed in (1, 2):
+        write_run(tmp_path / f"runs/sasrec/s{seed}", "sasrec", seed, skill=0.3)
+    write_run(tmp_path / "runs/recblr-no_pffn/s1", skill=0.4, ablation="no_pffn")
+    write_run(tmp_path / "runs/cut", "gru4rec", finished=False)
+    return tmp_path / "runs"
+
+
+def run(capsys, *arguments) -> str:
+    main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+def row(table: str, name: str) -> list[str]:
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_table1_has_means_marks_the_papers_values_and_what_was_not_run(runs, capsys, tmp_path):
+    text = run(capsys, "table1", runs, "--out", tmp_path / "out")
+    values = [r.metrics["ndcg@10"] for r in read_results([runs]) if r.setting[1:3] ==
+              ("recblr", "default")]  # fmt: skip
+    ours = row(text, "recblr (paper)")
+    mean = sum(values) / 3
+    deviation = (sum((v - mean) ** 2 for v in values) / 2) ** 0.5
+    assert ours[:1] == ["3"]
+    assert ours[2] == f"**{mean:.4f} ± {deviation:.4f}**"
+    assert row(text, "sasrec (paper)")[2].startswith("<u>")
+    assert row(text, "gru4rec") == ["0", *["not run"] * 6]
+    assert row(text, "popularity")[1] != "not run"
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("| recblr (paper)"))
+    assert lines[at + 1].startswith("| — paper |  | 0.0881 | 0.0446")
+    assert f"{100 * (mean / 0.0446 - 1):+.1f} %" in lines[at + 2]
+    assert "Improv." in text and "no_pffn" not in text
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"table1.md", "table1.tex", "table1_amazon-beauty.csv"}
+    assert r"\textbf" in (tmp_path / "out/table1.tex").read_text()
+
+
+def test_table3_has_every_ablation(runs, capsys):
+    text = run(capsys, "table3", runs)
+    assert row(text, "no_pffn")[0] == "1" and row(text, "default")[0] == "3"
+    assert row(text, "constant_decay")[1] == "not run"
+    assert text.count("— paper") == 6  # ours have none
+
+
+@pytest.mark.parametrize(
+    "changes", [{"split_hash": "bb" * 32}, {"datamodule": {"target_mode": "prefix",
+                "max_length": 50, "mask_history": True}}]
+)  # fmt: skip
+def test_other_splits_or_protocols_are_refused_unless_forced(runs, capsys, changes):
+    write_run(runs / "other", "lrurec", **changes)
+    with pytest.raises(SystemExit, match=r"different splits or protocols.*--force"):
+        main(["table1", str(runs)])
+    assert "lrurec (paper)" in run(capsys, "table1", runs, "--force")
+
+
+def test_the_papers_values_do_not_stand_beside_another_protocol(tmp_path, capsys):
+    loader = {"target_mode": "all_positions", "max_length": 50, "mask_history": True}
+    write_run(tmp_path / "runs/a", datamodule=loader)
+    lines = run(capsys, "table1", tmp_path / "runs").splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("| recblr"))
+    assert "paper |" not in lines[at + 1]
+
+
+def test_smoke_runs_are_in_no_table_and_sweeps_only_where_nothing_else_is(tmp_path, capsys):
+    write_run(tmp_path / "runs/a", smoke=True)
+    assert "SMOKE RUNS" in run(capsys, "table1", tmp_path / "runs")
+    write_run(tmp_path / "runs/b", command="python train.py model.expansion=4 data=x")
+    text = run(capsys, "table1", tmp_path / "runs")
+    assert "Table 1: amazon-beauty with model.expansion=4" in text and "SMOKE" not in text
+    write_run(tmp_path / "runs/c", "sasrec")
+    assert row(run(capsys, "table1", tmp_path / "runs"), "recblr")[1] == "not run"
+
+
+def test_results_come_back_from_the_csv_and_give_the_same_table(runs, tmp_path, capsys):
+    results, file = read_results([runs]), tmp_path / "accuracy.csv"
+    assert append_csv(file, results) == append_csv(file, results) == len(results)
+    again = {(r.setting, r.seed): r for r in read_csv(file)}
+    for result in results:
+        other = again[result.setting, result.seed]
+        assert other.metrics == pytest.approx(result.metrics, rel=1e-5)
+        assert (other.protocol, other.seconds) == (result.protocol, result.seconds)
+    write_run(runs / "recblr/s1", seed=1, skill=0.1)  # trained anew: replaces its row
+    assert append_csv(file, read_results([runs])) == len(results)
+
+
+@pytest.mark.parametrize(
+    "command, expected",
+    [
+        ("python train.py data=x model=recblr seed=3 ablation=no_pffn", ""),
+        ("python train.py experiment=figure5 data=x model.expansion=2 dropout=0.1",
+         "dropout=0.1 model.expansion=2"),
+        ("python train.py paths.runs=r logger=csv data.path=f recipe=usual/x", ""),
+        ("python train.py data.order=shuffled", "data.order=shuffled"),
+    ],
+)  # fmt: skip
+def test_overrides_are_what_no_column_has(command, expected):
+    assert overrides_of(command) == expected
+
+
+def test_figures_are_drawn_from_sweeps(tmp_path, capsys):
+    for k in (1, 2, 4):
+        command = f"python train.py experiment=figure5 model.expansion={k} data=x"
+        write_run(tmp_path / f"runs/{k}", seed=1, skill=0.1 * k, command=command)
+    for name in ("figure5", "curves", "accuracy_against_time"):
+        run(capsys, name, tmp_path / "runs", "--out", tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "figure5_amazon-beauty.png" in names and "curves_amazon-beauty.svg" in names
+    with pytest.raises(SystemExit, match="figure6: no finished run"):
+        main(["figure6", str(tmp_path / "runs")])
+
+
+def test_status_names_what_was_cut_and_why_it_failed(runs, capsys):
+    failed = write_run(runs / "failed", "narm", finished=False)
+    failed.write_json("failed.json", {"error": "ValueError: diverged"})
+    running = write_run(runs / "running", "caser", finished=False)
+    with running.lock():
+        text = run(capsys, "status", runs)
+    assert re.search(r"gru4rec +1 +cut +3", text)
+    assert re.search(r"narm +1 +failed +3 .*diverged", text)
+    assert re.search(r"caser +1 +running", text)
+    assert "older code" in text
+    assert "6 finished, 1 running, 1 cut, 1 failed" in text
+
+
+def test_compare_finds_a_difference_and_none_of_a_run_with_itself(runs, capsys):
+    a, b = runs / "recblr", runs / "sasrec"
+    found = json.loads(run(capsys, "compare", a, b, "--json"))
+    assert found["difference"] > 0 and found["low"] > 0 and found["p_users"] < 0.001
+    assert found["p_seeds"] is not None
+    same = json.loads(run(capsys, "compare", a / "s1", a / "s1", "--json"))
+    assert same["difference"] == 0 and same["p_users"] == 1 and same["p_seeds"] is None
+    text = run(capsys, "compare", a / "s1", b / "s1", "--metric", "hr@20")
+    assert "hr@20: A " in text and "not known: both need 2 seeds" in text
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"split_hash": "bb" * 32}, "not evaluated alike"),
+        ({"users": 299}, "other users"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(runs, change, message):
+    write_run(runs / "other", **change)
+    with pytest.raises(SystemExit, match=message):
+        main(["compare", str(runs / "other"), str(runs / "sasrec/s1")])
+
+
+def test_a_group_has_one_setting(runs, tmp_path):
+    with pytest.raises(SystemExit, match="differ in more than their seed"):
+        main(["compare", str(runs), str(runs / "sasrec")])
+    with pytest.raises(SystemExit, match="no finished run"):
+        main(["compare", str(runs / "cut"), str(runs / "sasrec")])
+    with pytest.raises(SystemExit, match="no such folder"):
+        main(["compare", str(runs / "absent"), str(runs / "sasrec")])
+    with pytest.raises(SystemExit, match="metric=auc: valid: hr@10"):
+        main(["compare", str(runs / "recblr"), str(runs / "sasrec"), "--metric", "auc"])
+
+
+def test_a_grid_in_three_languages():
+    grid = Grid("50 % of a_b", ["x", "y"], notes=["note_1"])
+    grid.add("row_1", [Cell("1.0", "best"), Cell("2 %", "second")])
+    assert "| row_1 | **1.0** | <u>2 %</u> |" in markdown(grid)
+    assert r"row\_1 & \textbf{1.0} & \underline{2 \%} \\" in latex(grid)
+    assert r"\caption{50 \% of a\_b}" in latex(grid)
+    assert as_csv(grid) == ",x,y\nrow_1,1.0,2 %\n"
+    assert len(METRICS) == 6
