@@ -75,8 +75,7 @@ def accuracy_against_time(results: Sequence[Result], force: bool = False) -> dic
         axes.set_xscale("log")
         devices = sorted({run.device for run in runs})
         where = devices[0] if len(devices) == 1 else f"{len(devices)} machines"
-        _finish(axes, dataset, f"seconds of training ({where})", "test NDCG@10")
-        axes.xaxis.label.set_size(6)
+        _finish(axes, f"{dataset}, on {where}", "seconds of training", "test NDCG@10")
         figures[f"time_{dataset}"] = figure
     return figures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -27,7 +28,7 @@ class Grid:
     rows: list[tuple[str, list[Cell]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, name: str, cells: list[Cell] | list[str]) -> None:
+    def add(self, name: str, cells: Sequence[Cell | str]) -> None:
         assert len(cells) == len(self.columns), (name, cells, self.columns)
         self.rows.append((name, [c if isinstance(c, Cell) else Cell(c) for c in cells]))
 

@@ -190,6 +190,7 @@ def _same(result: Result) -> tuple:
 
 
 def _typed(row: dict[str, Any], metrics: dict[str, float]) -> Result:
-    numbers = {name: int(row[name]) for name in ("max_length", "seed", "epochs")}
-    numbers |= {"seconds": float(row["seconds"]), "mask_history": row["mask_history"] == "True"}
-    return Result(**(row | numbers), metrics=metrics)
+    for name in ("max_length", "seed", "epochs"):
+        row[name] = int(row[name])
+    row["seconds"], row["mask_history"] = float(row["seconds"]), row["mask_history"] == "True"
+    return Result(**row, metrics=metrics)
