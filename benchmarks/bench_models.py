@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bench_epoch import LOG
 from bench_peers import (
     BATCH_TARGETS,
     D_MODEL,
@@ -32,33 +33,48 @@ from bench_peers import (
 from peers.clock import Job
 from timing import Row, Setting, Spread, record
 
-MODELS = ("recblr", "sasrec", "lrurec", "gru4rec", "narm", "caser", "fpmc", "bert4rec", "fmlprec")
+BASE = "recblr"
+MODELS = (BASE, "sasrec", "lrurec", "gru4rec", "narm", "caser", "fpmc", "bert4rec", "fmlprec")
 SHAPES = {  # of the synthetic logs
-    "beauty": {"n_users": 22_000, "n_items": 12_000, "mean_length": 9, "zipf": 0.5},
+    "beauty": LOG,
     "ml_1m": {"n_users": 6_000, "n_items": 3_400, "mean_length": 165, "zipf": 0.5},
 }
 
 
-def bench(case: str, job: Job, models: Sequence[str], rounds: int) -> list[Row]:
-    """Rows of the models, measured in turn; prints a line for each."""
-    print(f"\n{case}\n{'':10}{'targets/CPU s':>15}{'s/epoch':>10}{'peak MB':>10}", flush=True)
-    rows = []
+def bench(case: str, job: Job, models: Sequence[str], rounds: int) -> Iterator[list[Row]]:
+    """Rows of each model in turn; prints its line. of RecBLR: share of its targets a CPU second."""
+    columns = ("targets/CPU s", "of RecBLR", "targets/s", "s/epoch", "peak MB")
+    print(f"\n{case}\n{'':10}" + "".join(f"{column:>15}" for column in columns), flush=True)
+    base = None
     for model in models:
         own = replace(job, settings=[*job.settings, f"model={model}"])
-        measured = [
-            figures(train("ours.py", own, Path(sys.executable), "default")) for _ in range(rounds)
-        ]
-        spreads = {unit: Spread.of([one[unit] for one in measured]) for unit in measured[0]}
-        rows += [Row("model", case, model, unit, *spread) for unit, spread in spreads.items()]
-        speed, epoch, peak = (spreads[u].median for u in ("targets/cpu_s", "s/epoch", "peak_mb"))
-        print(f"{model:10}{speed:15,.0f}{epoch:10,.1f}{peak:10,.0f}", flush=True)
-    return rows
+        try:
+            results = [
+                train("ours.py", own, Path(sys.executable), "default") for _ in range(rounds)
+            ]
+        except RuntimeError as error:
+            raise SystemExit(f"{case}, {model}: {error}") from None
+        by_round = [figures(result) for result in results]
+        spreads = {unit: Spread.of([row[unit] for row in by_round]) for unit in by_round[0]}
+        median = {unit: spread.median for unit, spread in spreads.items()}
+        if model == BASE:
+            base = median["targets/cpu_s"]
+        cells = (
+            f"{median['targets/cpu_s']:,.0f}",
+            f"{median['targets/cpu_s'] / base:.2f}" if base else "-",
+            f"{median['targets/s']:,.0f}",
+            f"{median['s/epoch']:,.1f}",
+            f"{median['peak_mb']:,.0f}",
+        )
+        print(f"{model:10}" + "".join(f"{cell:>15}" for cell in cells), flush=True)
+        yield [Row("model", case, model, unit, *spread) for unit, spread in spreads.items()]
 
 
 def run(arguments: argparse.Namespace) -> None:
     versions = ("torch", "numba", "lightning")
     setting = Setting.now(*versions)._replace(threads=arguments.threads)
     print(f"{setting.device}, {setting.threads} threads, load {setting.load:.2f}")
+    models = [model for model in MODELS if model in arguments.only]
     for name, data in DATA.items():
         path: Path | None = getattr(arguments, name)
         log, case = ["data=synthetic"], f"{data.name} shape"
@@ -67,7 +83,6 @@ def run(arguments: argparse.Namespace) -> None:
             log, case = ["data=custom", f"data.path={path.absolute()}"], data.name
         with tempfile.TemporaryDirectory(prefix="bench_models-") as folder:
             job = Job(
-                path="",
                 store="",
                 folder=folder,
                 settings=[*data.settings, *log],
@@ -81,8 +96,8 @@ def run(arguments: argparse.Namespace) -> None:
                 seconds=arguments.seconds,
                 threads=arguments.threads,
             )
-            rows = bench(f"{case} L{data.max_length}", job, arguments.only, arguments.rounds)
-        record(arguments.out, rows, setting)
+            for rows in bench(f"{case} L{data.max_length}", job, models, arguments.rounds):
+                record(arguments.out, rows, setting)
     print(f"recorded in {arguments.out}")
 
 

@@ -28,6 +28,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,12 +61,15 @@ OURS = "recblr"
 
 
 class Data(NamedTuple):
-    """bars: by a model of ours, targets per CPU second over a peer's, with the kept memory."""
+    """bars: by a model of ours, targets per CPU second over a peer's, with the kept memory.
+
+    None: no bar, the ratio alone is printed.
+    """
 
     name: str
     max_length: int
     dropout: float
-    bars: dict[str, float]
+    bars: dict[str, float | None]
 
     @property
     def settings(self) -> list[str]:
@@ -76,7 +80,7 @@ class Data(NamedTuple):
 
 DATA = {
     "beauty": Data("Beauty", 50, 0.5, {"recblr": 8, "sasrec": 5}),
-    "ml_1m": Data("ML-1M", 200, 0.2, {"recblr": 3}),
+    "ml_1m": Data("ML-1M", 200, 0.2, {"recblr": 3, "sasrec": None}),
 }
 MALLOC = {
     "default": {},
@@ -218,13 +222,13 @@ def print_table(spreads: dict[str, dict[str, Spread]], facts: dict[str, dict[str
 
 
 def judge(data: Data, spreads: dict[str, dict[str, Spread]]) -> None:
-    for name, bar in data.bars.items():
-        for peer in spreads:
-            if name in spreads and PEERS[peer].requirements:
-                speeds = (spreads[one]["targets/cpu_s"].median for one in (name, peer))
-                ratio = next(speeds) / next(speeds)
-                verdict = "PASS" if ratio >= bar else "FAIL"
-                print(f"  {data.name}: {name} {ratio:.1f}x {peer}: {verdict} (at least {bar:g}x)")
+    speeds = {name: spread["targets/cpu_s"].median for name, spread in spreads.items()}
+    for name, peer in product(data.bars, PEERS):
+        if name in speeds and peer in speeds and PEERS[peer].requirements:
+            ratio, bar, verdict = speeds[name] / speeds[peer], data.bars[name], "no bar"
+            if bar is not None:
+                verdict = f"{'PASS' if ratio >= bar else 'FAIL'} (at least {bar:g}x)"
+            print(f"  {data.name}: {name} {ratio:.1f}x {peer}: {verdict}")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -247,7 +251,6 @@ def run(arguments: argparse.Namespace) -> None:
             arrays = Path(folder, f"{name}.npz")
             np.savez(arrays, items=store.items, offsets=store.offsets)
             job = Job(
-                path=str(path.absolute()),
                 store=str(arrays),
                 folder=folder,
                 settings=[*data.settings, "data=custom", f"data.path={path.absolute()}"],

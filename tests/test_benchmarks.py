@@ -207,24 +207,70 @@ def test_bench_data_refuses_a_log_that_is_too_small(tmp_path):
     assert "--rows 1000" in done.err
 
 
-def test_bench_models_records_speed_and_memory_of_a_model(timing, tmp_path, monkeypatch, capsys):
+def test_bench_models_records_speed_and_memory_of_models(timing, tmp_path, monkeypatch, capsys):
     bench = importlib.import_module("bench_models")
     monkeypatch.setattr(bench, "DATA", {"beauty": bench.DATA["beauty"]})
     monkeypatch.setattr(
         bench, "SHAPES", {"beauty": {"n_users": 300, "n_items": 50, "mean_length": 8}}
     )
     out = tmp_path / "speed.csv"
-    bench.main(["--only", "bert4rec", "--steps", "1", "--threads", "1", "--out", str(out)])
-    rows = table(out)
-    assert {(row["what"], row["case"], row["backend"]) for row in rows} == {
-        ("model", "Beauty shape L50", "bert4rec")
+    tiny = ("--steps", "1", "--warmup", "1", "--threads", "1", "--out", str(out))
+    bench.main(["--only", "bert4rec", "recblr", *tiny])
+    assert figures(table(out)) == {
+        ("Beauty shape L50", model, unit)
+        for model in ("bert4rec", "recblr")
+        for unit in ("targets/cpu_s", "targets/s", "s/epoch", "peak_mb")
     }
-    assert {row["unit"] for row in rows} == {"targets/cpu_s", "targets/s", "s/epoch", "peak_mb"}
-    assert all(float(row["value"]) > 0 for row in rows)
-    assert "bert4rec" in capsys.readouterr().out
+    assert {row["what"] for row in table(out)} == {"model"}
+    lines = capsys.readouterr().out.splitlines()
+    share = {line.split()[0]: line.split()[2] for line in lines if line.startswith(("rec", "bert"))}
+    assert share["recblr"] == "1.00"
+    assert float(share["bert4rec"]) > 0
     with pytest.raises(SystemExit):
         bench.main(["--beauty", "absent.txt"])
     assert "--beauty absent.txt: no such file" in capsys.readouterr().err
+
+
+def test_bench_models_keeps_the_figures_before_a_model_that_fails(timing, tmp_path, monkeypatch):
+    bench, out = importlib.import_module("bench_models"), tmp_path / "speed.csv"
+    result = dict.fromkeys(("targets", "wall_s", "cpu_s", "epoch_targets", "peak_mb"), 1)
+
+    def train(script, job, python, malloc):
+        if "model=caser" in job.settings:
+            raise RuntimeError("exit code 1: no such window")
+        return result
+
+    monkeypatch.setattr(bench, "train", train)
+    with pytest.raises(SystemExit, match="Beauty shape L50, caser: exit code 1: no such window"):
+        bench.main(["--only", "caser", "recblr", "--out", str(out)])
+    assert {row["backend"] for row in table(out)} == {"recblr"}
+
+
+@pytest.mark.slow
+def test_bench_peers_trains_our_sasrec_on_a_log(timing, tmp_path):
+    bench, out = importlib.import_module("bench_peers"), tmp_path / "speed.csv"
+    log = tmp_path / "log.txt"
+    log.write_text("".join(f"{u} " + " ".join("123456789") + "\n" for u in range(1, 60)))
+    tiny = ("--steps", "1", "--warmup", "1", "--threads", "1", "--rounds", "1", "--out", str(out))
+    bench.main(["--beauty", str(log), "--only", "sasrec", "--malloc", "tuned", *tiny])
+    assert figures(table(out)) == {
+        ("Beauty L50 D64 malloc=tuned", "sasrec", unit)
+        for unit in ("targets/cpu_s", "targets/s", "s/epoch", "peak_mb")
+    }
+
+
+def test_bench_peers_judges_each_of_our_models_by_its_bar(timing, capsys):
+    bench = importlib.import_module("bench_peers")
+    speeds = {"replay": 10.0, "sasrec": 49.0, "recblr": 80.0, "recblr bf16-mixed": 70.0}
+    spreads = {name: {"targets/cpu_s": timing.Spread.of([speed])} for name, speed in speeds.items()}
+    for data in bench.DATA.values():
+        bench.judge(data, spreads)
+    assert capsys.readouterr().out.splitlines() == [
+        "  Beauty: recblr 8.0x replay: PASS (at least 8x)",
+        "  Beauty: sasrec 4.9x replay: FAIL (at least 5x)",
+        "  ML-1M: recblr 8.0x replay: PASS (at least 3x)",
+        "  ML-1M: sasrec 4.9x replay: no bar",
+    ]
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ import numpy as np
 class Job:
     """Train on a log without each user's last two events; measure until `steps` or `seconds`.
 
-    path: the log. store: the same as arrays, `items` (N,) with ids 1..V and `offsets` (U+1,).
-    folder: empty, for what a peer writes. settings: of `train.py`, for what is ours.
+    store: the log as arrays, `items` (N,) with ids 1..V and `offsets` (U+1,). folder: empty, for
+    what a peer writes. settings: of `train.py`, for what is ours; it reads neither the store nor
+    the sizes.
     """
 
-    path: str
     store: str
     folder: str
     settings: Sequence[str]
