@@ -1,5 +1,8 @@
 """Every composition is valid, and every setting reaches the object that it is for."""
 
+import copy
+import functools
+import inspect
 import itertools
 import re
 from pathlib import Path
@@ -8,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from batches import batch_of
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from recblr.data.catalog import LogFile
 from recblr.data.sequences import SequenceStore, leave_one_out, training_rows
 from recblr.data.synthetic import SyntheticLog
-from recblr.models.recblr import initial_lambda
 from recblr.run_folder import variant_name
 from recblr.training.callbacks import EpochRecord
 from recblr.training.objectives import CrossEntropy
@@ -33,6 +37,21 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+TRAINED = [name for name in options("model") if name not in ("popularity", "markov")]
+
+
+def node(group: str, name: str) -> dict:
+    """What a YAML file gives an object, interpolations as they are."""
+    file = OmegaConf.load(CONF / group / f"{name}.yaml")
+    return OmegaConf.to_container(file.get(group, file), resolve=False)
+
+
+def defaults(group: str, name: str) -> dict:
+    """The arguments of its class that are not of the data."""
+    parameters = inspect.signature(get_object(node(group, name)["_target_"])).parameters
+    return {k: p.default for k, p in parameters.items() if k not in ("n_items", "n_users")}
+
+
 def with_path(data: str) -> list[str]:
     return [f"data={data}", *([] if data == "synthetic" else ["data.path=log.csv"])]
 
@@ -44,6 +63,7 @@ def hydra_config():
         yield
 
 
+@functools.cache
 def composed(*overrides: str) -> DictConfig:
     cfg = compose("train", list(overrides))
     check_config(cfg, KNOWN, list(overrides), multirun=False)
@@ -123,15 +143,11 @@ def test_every_data_set_has_a_complete_recipe_and_no_recipe_is_without_data():
 
 
 def test_a_model_brings_the_objective_and_the_rows_that_it_needs():
-    brought = {
-        name: (composed(f"model={name}").objective._target_.split(".")[-1], mode)
-        for name in options("model")
-        if (mode := composed(f"model={name}").target_mode) and name not in ("popularity", "markov")
-    }
     others = {"bert4rec": "Cloze", "fmlprec": "BCE", "fpmc": "BPR"}
-    for name, (objective, mode) in brought.items():
-        assert objective == others.get(name, "CrossEntropy")
-        assert mode == ("prefix" if name == "fmlprec" else "all_positions")
+    for name in TRAINED:
+        cfg = composed(f"model={name}")
+        assert cfg.objective._target_.split(".")[-1] == others.get(name, "CrossEntropy")
+        assert cfg.target_mode == ("prefix" if name == "fmlprec" else "all_positions")
     assert composed("model=fpmc", "objective=cross_entropy").objective._target_.endswith("Entropy")
 
 
@@ -169,7 +185,7 @@ def test_global_group_files_set_only_keys_that_train_yaml_has():
         text = path.read_text()
         if re.search(r"^# @package _global_", text, re.M):
             found += 1
-            assert set(yaml.safe_load(text)) - {"defaults"} <= KNOWN, path
+            assert set(yaml.safe_load(text)) - {"defaults", "hydra"} <= KNOWN, path
     assert found >= len(options("recipe"))
 
 
@@ -224,29 +240,55 @@ def test_smoke_changes_only_what_it_says():
     assert smoke == plain
 
 
-def test_width_depth_expansion_and_convolution_reach_the_model():
-    assert model("model.d_model=24").embedding.weight.shape == (8, 24)
-    assert len(model("model.n_layers=3").layers) == 3
-    recurrent = model("model.expansion=3", "model.conv_width=6").layers[0].recurrent
-    assert recurrent.channels == 3 * 64
-    assert recurrent.conv_weight.shape == (192, 6)
+def built(cfg: DictConfig, group: str) -> tuple:
+    """What can be seen of the object: settings of an objective; scans and outputs of a model."""
+    if group == "objective":
+        return (vars(build(cfg.objective)),)
+    torch.manual_seed(0)
+    made = build_model(cfg.model, n_items=7, n_users=3)
+    scans = {module.scan for module in made.modules() if hasattr(module, "scan")}
+    return scans, made.represent(batch_of([[1, 2, 3, 4, 5, 6, 7, 1], [2], [3, 1, 4]])).tolist()
+
+
+@pytest.mark.parametrize(
+    "group, name, key",
+    [
+        (group, name, key)
+        for group, names in (("model", TRAINED), ("objective", options("objective")))
+        for name in names
+        for key in defaults(group, name)
+    ],
+)
+def test_every_argument_has_its_default_in_the_yaml_and_reaches_the_object(group, name, key):
+    more = {"cloze": ["model=bert4rec"]}.get(name, [])
+    if key == "max_length":  # what it is read for
+        more = {"caser": ["model.usual=true"], "recblr": ["model.released=true"]}.get(name, [])
+    cfg = copy.deepcopy(composed(*more, f"{group}={name}"))
+    given, path = node(group, name)[key], f"{group}.{key}"
+    if (name, key) == ("cloze", "usual"):
+        assert given == "${oc.select:model.usual,false}"
+        path = "model.usual"
+    elif key in KNOWN:
+        assert given == f"${{{key}}}"
+        path = key
+    else:
+        assert repr(given) == repr(defaults(group, name)[key])
+
+    before, value = built(cfg, group), OmegaConf.select(cfg, path)
+    others = {"auto": "reference", "uniform": "linspace", "None": 3, "False": True, "True": False}
+    other = value / 2 if isinstance(value, float) else others.get(str(value))
+    OmegaConf.update(cfg, path, 2 * value if other is None else other)
+    same = [a == b for a, b in zip(before, built(cfg, group), strict=True)]
+    if key == "scan":
+        assert same[0] is False and len(before[0]) == 1
+    else:
+        nothing = key == "usual" and name not in ("bert4rec", "caser", "cloze", "fmlprec")
+        assert same[-1] is nothing
 
 
 def test_dropout_reaches_every_dropout_of_the_model():
     rates = [m.p for m in model("dropout=0.35").modules() if isinstance(m, torch.nn.Dropout)]
     assert len(rates) > 2 and set(rates) == {0.35}
-
-
-@pytest.mark.parametrize("backend", ["reference", "serial", "cpu"])
-def test_scan_reaches_every_layer(backend):
-    assert {layer.recurrent.scan for layer in model(f"scan={backend}").layers} == {backend}
-
-
-def test_lambda_init_reaches_the_model():
-    recurrent = model("model.lambda_init=linspace").layers[1].recurrent
-    torch.testing.assert_close(recurrent.lambda_.data, initial_lambda(128, "linspace"))
-    drawn = model("model.lambda_init=random").layers[1].recurrent.lambda_
-    assert drawn.max() > 0 > initial_lambda(128, "uniform").max()
 
 
 def test_learning_rate_and_weight_decay_reach_the_optimizer():

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from batches import batch_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recblr.data.batch import SequenceBatch
-
-
-def batch_of(sequences: list[list[int]], targets: list[int], **extra) -> SequenceBatch:
-    cu_seqlens = torch.tensor([0, *map(len, sequences)]).cumsum(0)
-    return SequenceBatch(
-        items=torch.tensor([item for sequence in sequences for item in sequence]),
-        cu_seqlens=cu_seqlens,
-        targets=torch.tensor(targets),
-        user_ids=torch.arange(len(sequences)),
-        cu_seqlens_host=cu_seqlens,
-        **extra,
-    )
 
 
 @pytest.fixture
@@ -50,6 +41,13 @@ def test_length_and_lengths(batch):
     assert len(batch) == 3 and batch.lengths.tolist() == [3, 1, 2]
 
 
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8))
+def test_sequence_and_place_of_a_row(lengths):
+    batch = batch_of([[7] * length for length in lengths])
+    expected = [(s, t) for s, length in enumerate(lengths) for t in range(length)]
+    assert list(zip(batch.sequence.tolist(), batch.place.tolist())) == expected
+
+
 def test_targets_are_one_per_sequence_or_one_per_position(batch):
     assert batch.one_target_per_sequence
     assert not batch_of([[5, 6], [7]], [6, 1, 2]).one_target_per_sequence
@@ -57,7 +55,7 @@ def test_targets_are_one_per_sequence_or_one_per_position(batch):
 
 def test_to_moves_all_but_the_host_copy():
     seen, cu_seen = torch.tensor([1]), torch.tensor([0, 1])
-    batch = batch_of([[1]], [2], seen=seen, cu_seen=cu_seen)
+    batch = replace(batch_of([[1]], [2]), seen=seen, cu_seen=cu_seen)
     moved = batch.to("meta")
     for name in ("items", "cu_seqlens", "targets", "user_ids", "seen", "cu_seen"):
         assert getattr(moved, name).device.type == "meta"

@@ -33,3 +33,10 @@ def test_items_with_equal_rows_tie_exactly(n_items, users):
     scorer = block_scorer(Collapsed(n_items, users), batch)
     higher, equal = count_ranks(scorer, targets, n_items)
     assert (higher == 0).all() and (equal == n_items - 1).all()
+
+
+def test_a_block_of_scores_has_the_bias_of_its_items():
+    model, batch = Collapsed(20, users=3), batch_of([[1]] * 3)
+    plain, bias = block_scorer(model, batch)(4, 9), torch.randn(21)
+    model.item_bias = lambda: bias
+    torch.testing.assert_close(block_scorer(model, batch)(4, 9), plain + bias[4:9])

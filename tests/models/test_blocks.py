@@ -1,7 +1,9 @@
 import pytest
 import torch
 from batches import batch_of, random_sequences
-from hypothesis import given
+from equations import attend
+from gradients import assert_same
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from recblr.models.blocks import (
@@ -13,7 +15,6 @@ from recblr.models.blocks import (
 
 LENGTHS = [5, 1, 2, 33, 3, 9, 17, 1, 64, 8, 40]
 ALMOST_NONE = 1e-13  # a dropout that drops nothing, but takes the way that one takes
-CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def batch_like(lengths):
@@ -24,14 +25,8 @@ def textbook(qkv, lengths, n_heads, causal):
     """Each sequence alone, each head alone."""
     outputs = []
     for rows in qkv.split(lengths):
-        q, k, v = rows.chunk(3, 1)
-        heads = []
-        for qh, kh, vh in zip(*(x.chunk(n_heads, 1) for x in (q, k, v))):
-            scores = qh @ kh.T / qh.shape[1] ** 0.5
-            if causal:
-                scores = scores.masked_fill(torch.ones_like(scores).triu(1) > 0, -torch.inf)
-            heads.append(scores.softmax(1) @ vh)
-        outputs.append(torch.cat(heads, 1))
+        visible = torch.ones(len(rows), len(rows), dtype=torch.bool)
+        outputs.append(attend(*rows.chunk(3, 1), n_heads, visible.tril() if causal else visible))
     return torch.cat(outputs)
 
 
@@ -44,11 +39,7 @@ def test_packed_attention_is_each_sequences_own(causal, p, n_heads):
     qkv.requires_grad_()
     got = packed_attention(qkv, Rectangles.of(batch, n_heads), causal, p)
     expected = textbook(qkv, LENGTHS, n_heads, causal)
-    torch.testing.assert_close(got, expected, **CLOSE)
-    weights = torch.randn_like(got)
-    (got_grad,) = torch.autograd.grad((got * weights).sum(), qkv)
-    (expected_grad,) = torch.autograd.grad((expected * weights).sum(), qkv)
-    torch.testing.assert_close(got_grad, expected_grad, **CLOSE)
+    assert_same(got, expected, {"qkv": qkv})
 
 
 @pytest.mark.parametrize("p", [0.0, ALMOST_NONE])
@@ -58,11 +49,7 @@ def test_attention_of_the_last_rows_is_that_of_all_rows_there(p):
     qkv.requires_grad_()
     expected = packed_attention(qkv, Rectangles.of(batch, 2), False, p)[batch.last]
     got = last_attention(qkv[batch.last, :8], qkv[:, 8:], batch, 2, p)
-    torch.testing.assert_close(got, expected, **CLOSE)
-    weights = torch.randn_like(got)
-    (got_grad,) = torch.autograd.grad((got * weights).sum(), qkv)
-    (expected_grad,) = torch.autograd.grad((expected * weights).sum(), qkv)
-    torch.testing.assert_close(got_grad, expected_grad, **CLOSE)
+    assert_same(got, expected, {"qkv": qkv})
 
 
 def test_large_scores_overflow_nowhere():
@@ -90,22 +77,19 @@ def test_dropout_drops_weights_and_keeps_their_mean(way):
     assert not torch.equal(sums[:, 0], sums[:, 2])  # another for another head
 
 
-def test_no_more_padding_than_rows_beyond_the_shortest_rectangle():
-    batch = batch_like(LENGTHS)
-    rectangles = Rectangles.of(batch, 2)
-    assert len(rectangles.place.unique()) == 2 * sum(LENGTHS)
-    assert rectangles.place.max() < sum(2 * b * t for b, t in rectangles.shapes)
-    assert rectangles.shapes == [(4, 3), (2, 8), (1, 9), (1, 17), (3, 64)]
-    assert [inside.tolist() for inside in rectangles.lengths] == [
-        [1, 2, 3, 1], [5, 8], [9], [17], [33, 64, 40],
-    ]  # fmt: skip
-
-
-@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8))
-def test_sequence_and_place_of_a_row(lengths):
-    batch = batch_like(lengths)
-    expected = [(s, t) for s, length in enumerate(lengths) for t in range(length)]
-    assert list(zip(batch.sequence.tolist(), batch.place.tolist())) == expected
+@given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=12), n_heads=st.integers(1, 3))
+@example([1, 2, 3, 4, 5, 8, 9, 16, 17], 2)
+def test_a_rectangle_is_less_than_twice_as_long_as_its_sequences_but_for_the_shortest(
+    lengths, n_heads
+):
+    shapes, inside, place = Rectangles.of(batch_like(lengths), n_heads)
+    assert len(shapes) == len({max(4, 1 << (length - 1).bit_length()) for length in lengths})
+    for (sequences, longest), own in zip(shapes, inside, strict=True):
+        assert (sequences, longest) == (len(own), own.max())
+        assert longest < max(5, 2 * own.min())
+    assert sorted(torch.cat(inside).tolist()) == sorted(lengths)
+    assert len(place.unique()) == n_heads * sum(lengths)
+    assert place.min() >= 0 and place.max() < sum(n_heads * b * t for b, t in shapes)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -113,4 +97,4 @@ def test_a_layer_computes_its_last_rows_alone(causal):
     layer, batch = AttentionLayer(12, 3, 0.0, causal).double(), batch_like(LENGTHS)
     x = torch.randn(sum(LENGTHS), 12, dtype=torch.float64)
     expected = layer(x, Rectangles.of(batch, 3))[batch.last]
-    torch.testing.assert_close(layer.last_rows(x, batch), expected, **CLOSE)
+    torch.testing.assert_close(layer.last_rows(x, batch), expected)

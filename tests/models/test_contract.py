@@ -1,6 +1,7 @@
 """What every trained model has to do, whatever is in it: one test for all of `conf/model`."""
 
 import inspect
+import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from batches import batch_of, random_sequences, scramble, store_of
+from gradients import assert_close, assert_same, gradients
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from tolerances import assert_close as assert_within
+from tolerances import relative_error
 
 from recblr.data.loader import PackedLoader
 from recblr.data.sequences import training_rows
 from recblr.models.base import SequentialModel, block_scorer
 from recblr.training.cloze import Cloze
-from recblr.training.objectives import BPR, CrossEntropy, SampledSoftmax
+from recblr.training.objectives import BCE, BPR, CrossEntropy, SampledSoftmax
 
 CONF = Path(__file__).parents[2] / "conf/model"
 V, USERS, LONGEST = 30, 8, 12
@@ -44,13 +48,20 @@ RECURRENT = [name for name, cls in CLASSES.items() if hasattr(cls, "step")]
 def tiny(name: str, dtype=torch.float64, **changes):
     """The same weights on every call, all far from their start."""
     torch.manual_seed(zlib.crc32(name.encode()))
-    parameters = inspect.signature(CLASSES[name]).parameters
-    sizes = {key: value for key, value in (SIZES | changes).items() if key in parameters}
+    sizes = {k: v for k, v in (SIZES | changes).items() if k in parameters_of(name)}
     return scramble(CLASSES[name](**sizes), 0.3).to(dtype)
 
 
 def histories(lengths=LENGTHS, seed=0):
     return batch_of(random_sequences(lengths, V, seed))
+
+
+def parameters_of(name: str) -> set[str]:
+    return set(inspect.signature(CLASSES[name]).parameters)
+
+
+def objective_of(model):
+    return Cloze() if hasattr(model, "mask_id") else CrossEntropy()
 
 
 def alone(batch, sequence: int, length: int | None = None):
@@ -60,11 +71,6 @@ def alone(batch, sequence: int, length: int | None = None):
     return replace(batch_of([items.tolist()]), user_ids=batch.user_ids[sequence : sequence + 1])
 
 
-def gradients(loss, model):
-    grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-    return dict(zip((name for name, _ in model.named_parameters()), grads))
-
-
 def test_all_nine_are_here_and_say_what_they_see():
     assert set(CAUSAL) == {"caser", "fpmc", "gru4rec", "lrurec", "narm", "recblr", "sasrec"}
     assert set(NOT_CAUSAL) == {"bert4rec", "fmlprec"}
@@ -72,13 +78,16 @@ def test_all_nine_are_here_and_say_what_they_see():
 
 
 @pytest.mark.parametrize("name", sorted(set(CLASSES) - {"recblr"}))
-def test_every_baseline_has_the_usual_way_with_the_same_parameters(name):
-    ours, usual = tiny(name), tiny(name, usual=True)
-    assert usual.represent(histories()).isfinite().all()
-    shapes = [{key: p.shape for key, p in model.named_parameters()} for model in (ours, usual)]
-    if name != "caser":  # whose windows are longer there
-        assert shapes[0] == shapes[1]
-    assert shapes[0].keys() <= shapes[1].keys()
+def test_usual_has_the_same_parameters_and_departs_only_where_it_says_so(name):
+    sizes = {"window": 5, "n_h": 16}  # Caser's own, which usual would change
+    ours, usual = tiny(name, **sizes), tiny(name, usual=True, **sizes)
+    usual.load_state_dict(ours.state_dict())
+    pairs = [
+        [getattr(model, what)(histories()) for model in (ours, usual)]
+        for what in ("encode", "represent")
+    ]
+    departs = {"bert4rec": [False, True], "caser": [True, True]}.get(name, [False, False])
+    assert [not torch.equal(*pair) for pair in pairs] == departs
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -90,8 +99,12 @@ def test_shapes_and_protocol(name):
     assert encoded.shape == (sum(LENGTHS), matrix.shape[1])
     assert represented.shape == (len(LENGTHS), matrix.shape[1])
     assert encoded.dtype == represented.dtype == torch.float64
-    if hasattr(model, "item_bias"):
-        assert model.item_bias().shape == (V + 1,)
+    if name not in ("bert4rec", "fpmc"):  # which have other rows, or two tables
+        assert matrix is model.embedding.weight
+    bias = {"bert4rec": "bias", "lrurec": "output_bias"}.get(name)
+    assert hasattr(model, "item_bias") == (bias is not None)
+    if bias:
+        assert model.item_bias() is getattr(model, bias) and model.item_bias().shape == (V + 1,)
     assert block_scorer(model, batch)(1, V + 1).isfinite().all()
 
 
@@ -111,7 +124,7 @@ def test_every_position_is_the_representation_of_its_prefix(name):
 def test_all_positions_and_prefix_rows_have_one_loss_and_one_gradient(name, objective):
     model = tiny(name)
     store = store_of(random_sequences([12, 3, 4, 7, 2, 1, 12], V), V)
-    results = []
+    losses = []
     for mode in ("all_positions", "prefix"):
         rows, prefix = training_rows(store, LONGEST, mode), mode == "prefix"
         (batch,) = PackedLoader(store, rows, 10**6, budget="targets", one_target=prefix)
@@ -120,11 +133,9 @@ def test_all_positions_and_prefix_rows_have_one_loss_and_one_gradient(name, obje
         else:
             x = model.represent(batch) if prefix else model.encode(batch)[batch.targets > 0]
             loss = (x * torch.linspace(-1, 1, x.shape[1], dtype=x.dtype)).sum()
-        results.append((loss, gradients(loss, model)))
-    (loss, grads), (expected, expected_grads) = results
-    torch.testing.assert_close(loss, expected, **CLOSE)
-    for key, grad in grads.items():
-        torch.testing.assert_close(grad, expected_grads[key], **CLOSE, msg=key)
+        losses.append(loss)
+    of_items = {"lrurec": ["output_bias"], "fpmc": ["item_user.weight", "item_last.weight"]}
+    assert_same(*losses, model, without=of_items.get(name, ()) if objective is None else ())
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -155,23 +166,60 @@ def test_an_item_reaches_what_follows_and_only_a_model_that_says_so_lets_it_reac
     assert bool(moved[inside][:6].any()) is not model.causal
 
 
-@pytest.mark.parametrize("name", RECURRENT)
-def test_step_by_step_is_the_whole_sequence(name):
-    model, batch = tiny(name), batch_of(random_sequences([9] * 3, V))
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        *((name, {}) for name in RECURRENT),
+        *(("recblr", {"conv_width": width}) for width in (1, 2)),
+        *(("recblr", {"scan": scan}) for scan in ("serial", "cpu")),
+        *(("lrurec", {"scan": scan}) for scan in ("doubling", "cpu")),
+    ],
+)
+def test_step_by_step_is_the_whole_sequence_and_a_state_can_be_kept(name, changes):
+    single = changes.get("scan") == "cpu"
+    model = tiny(name, torch.float32 if single else torch.float64, **changes)
+    batch = batch_of(random_sequences([9] * 3, V))
     arguments = {"user_ids": batch.user_ids} if name == "fpmc" else {}
     state = model.init_state(3, **arguments)
     expected = model.encode(batch).view(3, 9, -1)
-    for t in range(9):
-        x, state = model.step(batch.items.view(3, 9)[:, t], state)
-        torch.testing.assert_close(x, expected[:, t], **CLOSE)
+    for t, items in enumerate(batch.items.view(3, 9).T):
+        model.step(items % V + 1, state)  # a branch, which leaves the state as it is
+        x, state = model.step(items, state)
+        torch.testing.assert_close(x, expected[:, t], **({} if single else CLOSE))
+
+
+@pytest.mark.parametrize("one_target", [False, True])
+@pytest.mark.parametrize(
+    "name, op, scan",
+    [
+        ("recblr", "bd_lru", "serial"), ("recblr", "bd_lru", "cpu"),
+        ("lrurec", "lru", "doubling"), ("lrurec", "lru", "cpu"),
+    ],
+)  # fmt: skip
+def test_every_scan_gives_the_loss_and_gradients_of_the_float64_reference(
+    name, op, scan, one_target
+):
+    lengths = [70, 1, 2, 3, 65, 20]
+    targets = [item for row in random_sequences(lengths, V, 1) for item in row]
+    targets = targets[: len(lengths)] if one_target else targets
+    batch = batch_of(random_sequences(lengths, V), targets)
+
+    def results(scan, dtype):
+        model = tiny(name, dtype, scan=scan, d_model=16)
+        loss = CrossEntropy()(model, batch)
+        return {"loss": loss.detach(), **gradients(loss, model)}
+
+    exact, plain = (results("reference", dtype) for dtype in (torch.float64, torch.float32))
+    assert_within(op, results(scan, torch.float32), plain, exact, f"{name} {scan}")
+    if scan != "cpu":
+        assert_close(results(scan, torch.float64), exact)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_parameter_is_trained(name):
     model, batch = tiny(name), histories()
     one_each = replace(batch, targets=torch.arange(1, len(LENGTHS) + 1))
-    objective = Cloze(last_ratio=0.5) if hasattr(model, "mask_id") else CrossEntropy()
-    for key, grad in gradients(objective(model, one_each), model).items():
+    for key, grad in gradients(objective_of(model)(model, one_each), model).items():
         assert grad is not None and grad.isfinite().all() and grad.any(), key
 
 
@@ -179,24 +227,41 @@ def test_every_parameter_is_trained(name):
 def test_float32_and_bfloat16_are_close_to_float64(name):
     exact, model, batch = tiny(name), tiny(name, torch.float32, scan="auto"), histories()
     expected = exact.represent(batch)
-    scale = expected.abs().max()
-    error = (model.represent(batch).double() - expected).abs().max() / scale
-    assert error < 1e-4
+    roundings = {"bert4rec": 2, "lrurec": 2.5}.get(name, 1)  # measured: 1.1, 1.3, at most 0.6
+    for dtype, allowed in ((torch.float32, 20), (torch.bfloat16, roundings)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            error = relative_error(model.represent(batch), expected) / torch.finfo(dtype).eps
+        assert error < allowed
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_training_step_in_bfloat16_has_finite_gradients(name):
+    """With dropout, without which attention takes another way, and at all positions if it can."""
+    model = tiny(name, torch.float32, scan="auto", dropout=0.3, head_dropout=0.3)
+    targets = torch.arange(sum(LENGTHS) if model.causal else len(LENGTHS)) % V + 1
     with torch.autocast("cpu", torch.bfloat16):
-        half = model.represent(batch)
-        objective = Cloze() if hasattr(model, "mask_id") else CrossEntropy()
-        loss = objective(model, replace(batch, targets=torch.arange(1, len(LENGTHS) + 1)))
-    assert (half.double() - expected).abs().max() / scale < 0.2
-    loss.backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+        loss = objective_of(model)(model, replace(histories(), targets=targets))
+    for key, grad in gradients(loss, model).items():
+        assert grad.isfinite().all() and grad.any(), key
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if name != "fpmc"])
-def test_dropout_is_for_training_only(name):
-    model, batch = tiny(name, dropout=0.5), histories()
-    assert not torch.equal(model.represent(batch), model.represent(batch))
-    model.eval()
-    assert torch.equal(model.represent(batch), model.represent(batch))
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        (name, k)
+        for name in CLASSES
+        for k in ("dropout", "head_dropout")
+        if k in parameters_of(name)
+    ],
+)
+def test_each_dropout_is_for_training_only(name, key):
+    model, batch = tiny(name, **{key: 0.5}), histories()
+    for what in ("encode", "represent"):
+        model.train()
+        output = getattr(model, what)
+        assert not torch.equal(output(batch), output(batch))
+        model.eval()
+        assert torch.equal(output(batch), getattr(tiny(name), what)(batch))
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -206,29 +271,116 @@ def test_weights_survive_a_round_trip_and_the_checks_need_no_memory(name):
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.represent(batch), model.represent(batch))
     with torch.device("meta"):
-        assert next(CLASSES[name](**_needed(name)).parameters()).is_meta
+        assert next(CLASSES[name](**needed(name)).parameters()).is_meta
 
 
-def _needed(name: str) -> dict:
+def needed(name: str, **sizes) -> dict:
+    """The arguments that have no default."""
     parameters = inspect.signature(CLASSES[name]).parameters.values()
-    return {p.name: SIZES[p.name] for p in parameters if p.default is p.empty}
+    return {p.name: (SIZES | sizes)[p.name] for p in parameters if p.default is p.empty}
 
 
 @pytest.mark.parametrize("name", ["fpmc", "caser"])
-def test_an_unknown_user_is_row_zero(name):
-    model, batch = tiny(name), histories()
-    unknown = replace(batch, user_ids=torch.full((len(batch),), -1))
-    assert model.represent(unknown).isfinite().all()
-    assert not torch.equal(model.represent(unknown), model.represent(batch))
+def test_each_user_has_a_row_and_an_unknown_one_has_row_zero(name):
+    model, batch = tiny(name), replace(batch_of([[4, 5]] * 3), user_ids=torch.tensor([0, 1, -1]))
+    table = (model.user_item if name == "fpmc" else model.user_embedding).weight
+    represented = model.represent(batch)
+    assert len(represented.unique(dim=0)) == 3
+    with torch.no_grad():
+        table[0] = table[2]  # user 1's
+    assert torch.equal(model.represent(batch), represented[[0, 1, 1]])
+    encoded = model.encode(batch).view(3, 2, -1)
+    assert torch.equal(encoded[2], encoded[1]) and not torch.equal(encoded[1], encoded[0])
 
 
-@pytest.mark.parametrize("objective", [CrossEntropy(), BPR(), SampledSoftmax(5)])
+@pytest.mark.parametrize(
+    "objective",
+    [CrossEntropy(), BPR(), BCE(), SampledSoftmax(5), Cloze()],
+    ids=lambda o: type(o).__name__,
+)
 def test_a_regulariser_is_part_of_every_loss(objective):
-    model, batch = tiny("caser"), replace(histories(), targets=torch.arange(1, len(LENGTHS) + 1))
-    torch.manual_seed(3)
-    with_it = objective(model, batch)
-    extra = model.regulariser()
-    model.regulariser = lambda: 0.0
-    torch.manual_seed(3)
-    assert extra > 0
-    torch.testing.assert_close(objective(model, batch), with_it - extra, **CLOSE)
+    model = tiny("bert4rec" if isinstance(objective, Cloze) else "caser")
+    batch, losses = replace(histories(), targets=torch.arange(1, len(LENGTHS) + 1)), []
+    for extra in (0.0, 2.5):
+        model.regulariser = lambda extra=extra: extra
+        torch.manual_seed(3)
+        losses.append(objective(model, batch).item())
+    assert losses[1] - losses[0] == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("name", ["bert4rec", "fmlprec", "sasrec"])
+def test_a_sequence_longer_than_max_length_is_refused(name):
+    batch = batch_of([[1], [2] * (LONGEST + 1)])
+    with pytest.raises(ValueError, match=rf"{LONGEST + 1} items, the model max_length={LONGEST}"):
+        tiny(name).encode(batch)
+
+
+@pytest.mark.parametrize("name", ["bert4rec", "fmlprec", "recblr", "sasrec"])
+def test_weights_start_as_normal_numbers_and_biases_as_zeros(name):
+    model = CLASSES[name](**needed(name, n_items=2000, max_length=200))
+    assert model.embedding.weight[0].any()  # the padding row is a row like others
+    parameters = dict(model.named_parameters())
+    for key, parameter in parameters.items():
+        if "conv_" in key or key.endswith("lambda_"):
+            continue  # test_recblr.py
+        if key.endswith("bias"):
+            assert not parameter.any(), key
+        elif key.endswith("norm.weight"):
+            assert (parameter == 1).all(), key
+        else:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.05), key
+            other = parameters.get(key.replace("layers.0.", "layers.1."))
+            assert other is parameter or not torch.equal(parameter, other), key
+
+
+@pytest.mark.parametrize(
+    "name, changes, ml_1m, beauty",
+    [
+        ("bert4rec", {}, 339_353, 894_278),
+        ("caser", {}, 11_026_020, 2_909_532),
+        ("caser", {"window": 10}, 663_420, 2_263_932),
+        ("caser", {"usual": False}, 650_600, 2_251_112),
+        ("caser", {"usual": False, "window": 10, "n_h": 8}, 663_420, 2_263_932),
+        ("fmlprec", {}, 324_160, 851_200),
+        ("fpmc", {}, 1_042_688, 3_754_880),
+        ("gru4rec", {}, 300_672, 856_512),
+        ("gru4rec", {"hidden": 64}, 247_424, 803_264),
+        ("lrurec", {}, 355_993, 920_518),
+        ("narm", {}, 341_696, 897_536),
+        ("narm", {"hidden": 64}, 259_712, 815_552),
+        ("recblr", {}, 402_240, 958_080),
+        ("sasrec", {}, 331_584, 877_824),
+    ],
+)
+def test_parameters_are_as_many_as_in_the_usual_or_released_implementation(
+    name, changes, ml_1m, beauty
+):
+    usual = {"usual": True} if "usual" in parameters_of(name) else {}
+    for count, n_items, n_users, longest in (
+        (ml_1m, 3416, 6040, 200), (beauty, 12101, 22363, 50),
+    ):  # fmt: skip
+        sizes = needed(name, n_items=n_items, n_users=n_users, max_length=longest)
+        with torch.device("meta"):
+            model = CLASSES[name](**(sizes | usual | changes))
+        assert sum(p.numel() for p in model.parameters()) == count
+
+
+WRONG = [
+    ("d_model", 0), ("n_layers", 0), ("n_heads", 0), ("n_heads", 5), ("hidden", 0), ("window", 0),
+    ("n_h", 0), ("n_v", 0), ("expansion", 0), ("conv_width", 0), ("dropout", 1.0),
+    ("dropout", -0.1), ("head_dropout", -0.1), ("scan", "fast"), ("lambda_init", "normal"),
+]  # fmt: skip
+TOP_LEVEL = ("dropout", "max_length", "scan")  # keys of the config that are not under `model.`
+
+
+@pytest.mark.parametrize(
+    "name, argument, value",
+    [
+        *((name, *wrong) for name in CLASSES for wrong in WRONG if wrong[0] in parameters_of(name)),
+        *((name, "max_length", 0) for name in ("bert4rec", "fmlprec", "sasrec")),
+    ],
+)
+def test_a_wrong_argument_is_named_by_its_key(name, argument, value):
+    key = argument if argument in TOP_LEVEL else f"model.{argument}"
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{key}={value!r}')}: "):
+        CLASSES[name](**(needed(name) | {argument: value}))

@@ -48,23 +48,9 @@ def test_a_stream_keeps_its_users():
     assert torch.equal(unknown[0, 8:], expected[0, 0, 8:])
 
 
-@pytest.mark.parametrize(
-    ("n_items", "n_users", "expected"), [(3416, 6040, 1_042_688), (12101, 22363, 3_754_880)]
-)
-def test_parameters_are_as_many_as_in_the_usual_implementation(n_items, n_users, expected):
-    with torch.device("meta"):
-        model = FPMC(n_items, n_users)
-    assert sum(p.numel() for p in model.parameters()) == expected
-
-
 def test_tables_start_xavier_normal_and_the_unknown_user_as_zeros():
     model = FPMC(3000, 1000)
     for name, table in model.named_parameters():
         rows = len(table)
         assert table[1:].std().item() == pytest.approx((2 / (rows + 64)) ** 0.5, rel=0.02), name
         assert bool(table[0].any()) == (name != "user_item.weight"), name
-
-
-def test_a_wrong_argument_is_named():
-    with pytest.raises(ValueError, match=r"model.d_model=0"):
-        FPMC(V, U, d_model=0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from batches import batch_of, random_sequences, scramble
+from gradients import assert_close, assert_same, gradients
 
 from recblr.models.recblr import RecBLR
 
@@ -47,18 +48,9 @@ def released(model, sequence, pad):
 @pytest.mark.parametrize(("max_length", "pad"), [(20, 12), (50, 14), (64, 0)])
 def test_released_scores_and_gradients_equal_the_released_computation(max_length, pad):
     model = model_of(released=True, max_length=max_length)
-    head = torch.randn(len(SEQUENCES), V + 1, dtype=torch.float64)
-    results = []
-    for representation in (
-        model.represent(batch_of(SEQUENCES)),
-        torch.stack([released(model, sequence, pad) for sequence in SEQUENCES]),
-    ):
-        scores = representation @ model.item_matrix().T
-        gradients = torch.autograd.grad((scores * head).sum(), list(model.parameters()))
-        results.append((scores, *gradients))
-    for ours, theirs in zip(*results, strict=True):
-        scale = max(1.0, float(theirs.detach().abs().max()))
-        assert float((ours - theirs).detach().abs().max()) < 1e-9 * scale
+    ours = model.represent(batch_of(SEQUENCES))
+    theirs = torch.stack([released(model, sequence, pad) for sequence in SEQUENCES])
+    assert_same(ours @ model.item_matrix().T, theirs @ model.item_matrix().T, model)
 
 
 def test_the_leak_shows_and_grows_with_the_padding():
@@ -102,8 +94,7 @@ def test_padded_scans_compute_the_function_of_the_packed_one(scan, released):
     head = torch.randn(len(batch.items), 8, dtype=torch.float64)
     results = []
     for model in (exact, padded):
-        encoded = model.encode(batch)
-        gradients = torch.autograd.grad((encoded * head).sum(), list(model.parameters()))
-        results.append((encoded, model.represent(batch), *gradients))
-    for theirs, ours in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-5 * float(theirs.abs().max()))
+        encoded, represented = model.encode(batch), model.represent(batch)
+        found = gradients((encoded * head).sum(), model)
+        results.append({"encode": encoded, "represent": represented, **found})
+    assert_close(results[1], results[0], 2e-5)

@@ -210,11 +210,19 @@ def test_h0_is_zeros_when_left_out():
         assert all(torch.equal(a, b) for a, b in zip(got, expected))
 
 
-def test_the_lengths_may_come_from_the_host():
-    inputs = make([3, 0, 9], 2)
+def test_doubling_reads_the_longest_length_on_the_host(monkeypatch):
+    """Else it would wait for a device. With a shorter one it has too few rounds."""
+    inputs, seen = make([3, 0, 9], 2), []
     expected = doubling.lru(**inputs)
-    got = lru(**inputs, cu_seqlens_host=inputs["cu_seqlens"].clone())
+    assert not torch.equal(
+        doubling.lru(**inputs, cu_seqlens_host=torch.tensor([0, 2]))[0], expected[0]
+    )
+    original = doubling.lru
+    monkeypatch.setattr(doubling, "lru", lambda *a, **k: [seen.append(k), original(*a, **k)][1])
+    host = inputs["cu_seqlens"].clone()
+    got = lru(**inputs, cu_seqlens_host=host)
     assert all(torch.equal(a, b) for a, b in zip(got, expected))
+    assert seen[0]["cu_seqlens_host"] is host
 
 
 def start_not_reset(cu_seqlens, h0, **k):

@@ -1,3 +1,4 @@
+import itertools
 import logging
 import math
 
@@ -10,12 +11,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from recblr.data.datamodule import SequenceDataModule
+from recblr.data.loader import PackedLoader
+from recblr.data.sequences import training_rows
 from recblr.models.popularity import Popularity
 from recblr.models.recblr import RecBLR
 from recblr.training.callbacks import EpochRecord
 from recblr.training.evaluate import evaluate, load_weights, read_checkpoint
 from recblr.training.module import SequentialRecommender
-from recblr.training.objectives import CrossEntropy
+from recblr.training.objectives import BPR, CrossEntropy
 
 V = 40
 LENGTHS = [9, 3, 14, 2, 5, 30, 1, 4, 7, 3, 11, 6]  # two users too short to be evaluated
@@ -77,16 +80,21 @@ def tiny(dropout=0.0):
     return scramble(RecBLR(V, d_model=8, dropout=dropout, scan="reference")).double()
 
 
-def fit(data, callbacks, model=None, epochs=2, lr=0.01, identity=None, logger=False, **trainer):
-    module = SequentialRecommender(
-        model or tiny(), V, CrossEntropy(), lambda p: torch.optim.SGD(p, lr=lr), identity
-    )
+def module_of(model, objective=None, lr=0.01, **arguments):
+    def sgd(parameters):
+        return torch.optim.SGD(parameters, lr=lr)
+
+    return SequentialRecommender(model, V, objective or CrossEntropy(), sgd, **arguments)
+
+
+def fit(data, callbacks, module=None, epochs=2, lr=0.01, identity=None, logger=False, **trainer):
+    module = module or module_of(tiny(), lr=lr, identity=identity)
     trainer = L.Trainer(
         max_epochs=epochs, accelerator="cpu", devices=1, callbacks=callbacks, logger=logger,
         reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0, enable_progress_bar=False,
         enable_model_summary=False, **{"enable_checkpointing": False} | trainer,
     )  # fmt: skip
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, data)
     return module
 
 
@@ -220,6 +228,23 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others():
             assert torch.equal(a.cu_seqlens, b.cu_seqlens)
 
 
+def test_seed_and_epoch_fix_masks_and_negatives_whatever_was_drawn_before():
+    store = Log().load()
+    rows = training_rows(store, 8, "all_positions")
+    batches = PackedLoader(store, rows, 12, budget="targets", one_target=False)
+
+    def losses(seed, drawn):
+        seen, module = Seen(), module_of(tiny(dropout=0.3), BPR(), lr=0.0, seed=seed)
+        torch.rand(drawn)
+        fit(batches, [seen], module)  # the same weights and batches in every epoch
+        return [[loss for _, loss in epoch] for epoch in seen.epochs]
+
+    first, again, other = losses(5, drawn=0), losses(5, drawn=17), losses(6, drawn=0)
+    assert first == again
+    for one, another in itertools.combinations([*first, *other], 2):
+        assert all(a != b for a, b in zip(one, another, strict=True))
+
+
 @pytest.mark.parametrize("target_mode", ["all_positions", "prefix"])
 def test_the_epochs_loss_is_the_mean_over_its_targets(target_mode):
     seen, rows, data = Seen(), Rows(), data_module(target_mode=target_mode)
@@ -253,7 +278,7 @@ def test_a_loss_that_is_not_finite_ends_the_run():
     with torch.no_grad():
         model.layers[0].recurrent.conv_bias[0] = math.inf
     with pytest.raises(ValueError, match=r"NaN|diverged"):
-        fit(data_module(), [EpochRecord()], model=model)
+        fit(data_module(), [EpochRecord()], module_of(model))
 
 
 def test_a_smaller_evaluation_keeps_users_of_the_whole():
