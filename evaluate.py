@@ -67,7 +67,9 @@ def main(cfg: DictConfig) -> None:
     print_results(config, cfg.split, data.store.order, rows)
     run = RunFolder(path.absolute().parent.parent)
     if run.finished():
-        name = f"evaluate_{cfg.split}.json"
+        asked = {"mask_history": cfg.mask_history, "scan": cfg.scan}
+        given = "".join(f"_{k}={v}".lower() for k, v in asked.items() if v is not None)
+        name = f"evaluate_{cfg.split}{given}.json"
         result = metrics | {"mask_history": trained.datamodule.mask_history, "scan": scan}
         run.write_json(name, result | {"checkpoint": path.name, "smoke": trained.smoke})
         log.info("written: %s", run.path / name)

@@ -70,6 +70,7 @@ def main(cfg: DictConfig) -> Path:
                 if not trained:
                     if scan:
                         log.info("scan=%s runs as %s", cfg.scan, scan)
+                    validate.warn_of_other_masks(accelerator)
                     if cfg.precision == "bf16-mixed":
                         validate.warn_of_slow_bf16(accelerator)
                     cfg.trainer.accelerator = accelerator

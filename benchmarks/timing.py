@@ -82,6 +82,8 @@ class Spread(NamedTuple):
 
 def measure(call: Callable, repeats: int = 20, warmup: int = 3, wait=lambda: None) -> Spread:
     """Wall seconds of a call. wait: waits for what a call leaves running (a GPU's queue)."""
+    if repeats < 1:
+        raise SystemExit(f"error: {repeats} repeats: at least 1")
     seconds = []
     for _ in range(warmup + repeats):
         start = time.perf_counter()

@@ -26,6 +26,7 @@ EVALUATED = [user for user, length in enumerate(LENGTHS) if length >= 3]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*num_workers.*"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
     pytest.mark.filterwarnings("ignore:.*log_every_n_steps.*"),
 ]

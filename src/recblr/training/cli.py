@@ -96,6 +96,10 @@ def _is_users(error: Exception) -> bool:
     return isinstance(error, kinds) or type(error).__name__ in named
 
 
+def _multirun() -> bool:
+    return bool({"-m", "--multirun"} & set(sys.argv))
+
+
 def _message(error: Exception) -> str:
     """One line. For a misspelt key or group Hydra does not say what is valid, so we do."""
     cause = error.__cause__
@@ -104,7 +108,8 @@ def _message(error: Exception) -> str:
         valid = sorted(str(name) for name in parent if name not in ("_target_", "hydra"))
         closest = difflib.get_close_matches(key.split(".")[-1], valid, n=1)
         hint = f"did you mean {closest[0]}? " if closest else ""
-        return f"{key}: no such key; {hint}valid: {', '.join(valid)}"
+        sweep = f"; in a sweep over models: ++{key}=..." if _multirun() else ""
+        return f"{key}: no such key; {hint}valid: {', '.join(valid)}{sweep}"
     text = " ".join(str(error).split("Config search path")[0].split())
     if unknown := re.search(r"Could not find '(.+)/(.+?)' Available options in .*?: (.*)", text):
         group, name, valid = unknown.groups()

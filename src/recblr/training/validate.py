@@ -21,8 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from recblr.data.datamodule import Part
-from recblr.ops.backends import Scan
-from recblr.ops.lru import Scan as ComplexScan
+from recblr.ops.dropout import HAS_NUMBA
 from recblr.training.module import Precision
 from recblr.training.objectives import leak
 
@@ -33,7 +32,7 @@ LARGEST_SEED = 2**32 - 1  # numpy's
 TRAIN_KEYS = {"seed": int, "test": bool, "overwrite": bool, "smoke": bool, "resume": str | None}
 TRAIN_KEYS |= {"paths.runs": str, "paths.data": str, "precision": Precision}
 EVALUATE_KEYS = {"ckpt_path": str, "split": Part, "mask_history": bool | None}
-EVALUATE_KEYS |= {"scan": Scan | ComplexScan | None, "data.path": str | None}
+EVALUATE_KEYS |= {"scan": str | None, "data.path": str | None}
 
 _READ_BY_ALL = {"seed", "test", "overwrite", "smoke", "resume", "recipe", "ablation"}
 _READ_BY_FLOORS = {"eval_batch_size", "mask_history"}
@@ -49,14 +48,14 @@ def build(node: DictConfig, **kwargs: Any) -> Any:
 def build_model(node: DictConfig, n_items: int, n_users: int) -> Any:
     """The model for a log of that size; `n_users` goes to those that have a user table."""
     sizes = {"n_items": n_items}
-    if "n_users" in inspect.signature(get_object(node._target_)).parameters:
+    if "n_users" in inspect.signature(_locate("model", node._target_)).parameters:
         sizes["n_users"] = n_users
     return build(node, **sizes)
 
 
 def is_floor(cfg: DictConfig) -> bool:
     """A floor is counted, not trained."""
-    return hasattr(get_object(cfg.model._target_), "fit")
+    return hasattr(_locate("model", cfg.model._target_), "fit")
 
 
 def choose_accelerator(asked: str) -> str:
@@ -72,13 +71,19 @@ def choose_scan(model: DictConfig, accelerator: str) -> str | None:
     if "scan" not in model:
         return None
     device = "cpu" if accelerator == "cpu" else "cuda"
-    return get_object(model._target_).resolve_scan(model.scan, device)
+    return _locate("model", model._target_).resolve_scan(model.scan, device)
 
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU has instructions for bfloat16; no, where torch cannot tell."""
     names = ("avx512_bf16", "amx_tile")
     return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in names)
+
+
+def warn_of_other_masks(accelerator: str) -> None:
+    """Without numba a run on the CPU has other figures than the same run with it."""
+    if accelerator == "cpu" and not HAS_NUMBA:
+        log.warning("numba is not installed: dropout draws other masks than it does with numba")
 
 
 def warn_of_slow_bf16(accelerator: str) -> None:
@@ -166,6 +171,11 @@ def _check_training(cfg: DictConfig, model: torch.nn.Module) -> None:
             f"objective={_name(objective)}: {_name(model)} has no mask token to fill in; "
             "model=bert4rec has"
         )
+    if getattr(objective, "usual", False) and cfg.target_mode != "prefix":
+        log.warning(
+            "objective.usual=true masks as RecBole does, which trains on a row per prefix: that "
+            "is with target_mode=prefix"
+        )
     if cfg.target_mode == "all_positions" and not (model.causal or fills_in):
         raise ValueError(leak(model))
     if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:
@@ -227,7 +237,8 @@ def _locate(path: str, target: str) -> Callable[..., Any]:
     try:
         return get_object(target)
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{path}._target_={target}: {error}") from None
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path}._target_={target}: {why}; is it on PYTHONPATH?") from None
 
 
 def _reference(raw: Any) -> str | None:
