@@ -171,7 +171,7 @@ def test_evaluate_without_the_history_ranks_no_target_lower(copied):
     checkpoint = copied.folder / "checkpoints" / "best.ckpt"
     outcome = invoke("evaluate", f"ckpt_path={checkpoint}", "mask_history=true", cwd=copied.cwd)
     assert outcome.code == 0, outcome.err
-    masked = json.loads((copied.folder / "evaluate_test.json").read_text())
+    masked = json.loads((copied.folder / "evaluate_test_mask_history=true.json").read_text())
     assert all(masked[metric] >= copied.metrics[metric] for metric in METRICS)
     assert masked["ndcg@10"] > copied.metrics["ndcg@10"]
     assert "history not ranked" in outcome.out
@@ -182,7 +182,7 @@ def test_evaluate_with_another_scan_gives_the_same_ranking(copied):
     outcome = invoke("evaluate", f"ckpt_path={checkpoint}", "scan=serial", cwd=copied.cwd)
     assert outcome.code == 0, outcome.err
     assert "scan=serial runs as serial" in outcome.out
-    again = json.loads((copied.folder / "evaluate_test.json").read_text())
+    again = json.loads((copied.folder / "evaluate_test_scan=serial.json").read_text())
     assert again["scan"] == "serial"
     assert {m: again[m] for m in METRICS} == pytest.approx({m: copied.metrics[m] for m in METRICS})
 
@@ -199,7 +199,7 @@ def test_evaluate_of_a_run_with_a_scan_for_gpus_says_so_and_takes_another(copied
     assert "prepared" not in refused.out
     outcome = invoke("evaluate", f"ckpt_path={path}", "scan=auto", cwd=copied.cwd)
     assert outcome.code == 0, outcome.err
-    again = json.loads((copied.folder / "evaluate_test.json").read_text())
+    again = json.loads((copied.folder / "evaluate_test_scan=auto.json").read_text())
     assert {m: again[m] for m in METRICS} == {m: copied.metrics[m] for m in METRICS}
 
 
