@@ -6,14 +6,19 @@ import difflib
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 # OpenMP threads that spin while they wait keep others from the cores: on a busy 2-core machine a
@@ -25,6 +30,41 @@ log = logging.getLogger("recblr")
 
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that the message is written here
+
+
+class Sweep(Callback):
+    """Around a multirun of train.py, which runs all its jobs whatever becomes of one of them.
+
+    report: the command of `python -m recblr.report` for its runs, when all have ended.
+    """
+
+    def __init__(self, report: str | None = None):
+        self.report = report
+        self.runs: list[str] = []
+        self.failed: list[str] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN or "Basic" not in config.hydra.launcher._target_:
+            return
+        if job_return.status == JobStatus.COMPLETED:
+            self.runs.append(str(job_return.return_value))
+        else:  # what the sweeper sees would stop the report
+            self.failed.append(" ".join(config.hydra.overrides.task))
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        # Each run folder has its own config.yaml.
+        Path(config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)
+        if self.report and (self.runs or not self.failed):
+            runs = self.runs or [config.paths.runs]
+            command = [sys.executable, "-m", "recblr.report", self.report, *runs]
+            done = subprocess.run(command, capture_output=True, text=True)
+            print(done.stdout, end="")
+            if done.returncode:
+                sys.exit(done.stderr.strip())
+        if self.failed:
+            count = f"{len(self.failed)} of {len(self.failed) + len(self.runs)} runs failed"
+            sys.exit("\n  ".join([f"error: {count}:", *self.failed]))
 
 
 @contextmanager
