@@ -41,7 +41,7 @@ table1 table3: .venv/ready ## tables of the paper from results/accuracy.csv, or 
 figures: .venv/ready ## figures of the paper from results/accuracy.csv, or from RUNS=runs
 	for name in figure5 figure6; do $(BIN)/python -m recblr.report $$name $(RUNS) $(ARGS) || exit; done
 
-test: .venv/ready ## fast tests (4 to 9 minutes on 2 cores)
+test: .venv/ready ## fast tests (5 to 11 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-slow: .venv/ready ## the slow tests alone

@@ -166,7 +166,7 @@ def test_a_run_killed_five_times_ends_as_the_undisturbed_one(tmp_path, undisturb
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for _ in range(5):
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, **quiet)
-        time.sleep(draw.uniform(6, 12))
+        time.sleep(draw.uniform(4, 9))
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert subprocess.run(command, cwd=tmp_path, env=environment, **quiet).returncode == 0
