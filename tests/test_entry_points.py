@@ -399,7 +399,7 @@ def test_number_of_threads_is_recorded_and_the_run_repeats_on_it(log_here, threa
 
 @pytest.mark.slow
 def test_terminated_run_fails_says_where_it_is_and_goes_on(tmp_path):
-    arguments = ["logger=csv", "data.n_users=500", "trainer.max_epochs=15"]
+    arguments = ["logger=csv", "data.n_users=500", "trainer.max_epochs=5"]
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
