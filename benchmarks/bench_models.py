@@ -20,16 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench_epoch import LOG
-from bench_peers import (
-    BATCH_TARGETS,
-    D_MODEL,
-    DATA,
-    N_LAYERS,
-    figures,
-    parsed,
-    parser_of,
-    train,
-)
+from bench_peers import DATA, figures, job_of, parsed, parser_of, train
 from peers.clock import Job
 from timing import Row, Setting, Spread, record
 
@@ -82,20 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         if path is not None:
             log, case = ["data=custom", f"data.path={path.absolute()}"], data.name
         with tempfile.TemporaryDirectory(prefix="bench_models-") as folder:
-            job = Job(
-                store="",
-                folder=folder,
-                settings=[*data.settings, *log],
-                max_length=data.max_length,
-                dropout=data.dropout,
-                d_model=D_MODEL,
-                n_layers=N_LAYERS,
-                batch_targets=BATCH_TARGETS,
-                warmup=arguments.warmup,
-                steps=arguments.steps,
-                seconds=arguments.seconds,
-                threads=arguments.threads,
-            )
+            job = job_of(data, log, folder, "", arguments)
             for rows in bench(f"{case} L{data.max_length}", job, models, arguments.rounds):
                 record(arguments.out, rows, setting)
     print(f"recorded in {arguments.out}")

@@ -121,6 +121,26 @@ def environment(peer: str, folder: Path) -> Path:
     return python
 
 
+def job_of(
+    data: Data, log: list[str], folder: str, store: str, arguments: argparse.Namespace
+) -> Job:
+    """log: settings of `train.py` that name it. store: the same as arrays, for a peer."""
+    return Job(
+        store=store,
+        folder=folder,
+        settings=[*data.settings, *log],
+        max_length=data.max_length,
+        dropout=data.dropout,
+        d_model=D_MODEL,
+        n_layers=N_LAYERS,
+        batch_targets=BATCH_TARGETS,
+        warmup=arguments.warmup,
+        steps=arguments.steps,
+        seconds=arguments.seconds,
+        threads=arguments.threads,
+    )
+
+
 def train(script: str, job: Job, python: Path, malloc: str) -> dict[str, Any]:
     """Run a script of `peers/` in a fresh process -> what `Clock.report` printed."""
     inherited = {k: v for k, v in os.environ.items() if k not in MALLOC["tuned"]}
@@ -250,20 +270,8 @@ def run(arguments: argparse.Namespace) -> None:
             store = LogFile(name=name, path=str(path), folder=folder).load()
             arrays = Path(folder, f"{name}.npz")
             np.savez(arrays, items=store.items, offsets=store.offsets)
-            job = Job(
-                store=str(arrays),
-                folder=folder,
-                settings=[*data.settings, "data=custom", f"data.path={path.absolute()}"],
-                max_length=data.max_length,
-                dropout=data.dropout,
-                d_model=D_MODEL,
-                n_layers=N_LAYERS,
-                batch_targets=BATCH_TARGETS,
-                warmup=arguments.warmup,
-                steps=arguments.steps,
-                seconds=arguments.seconds,
-                threads=arguments.threads,
-            )
+            log = ["data=custom", f"data.path={path.absolute()}"]
+            job = job_of(data, log, folder, str(arrays), arguments)
             for malloc in arguments.malloc:
                 compare(data, job, malloc, pythons, arguments.rounds, arguments.out, setting)
     print(f"recorded in {arguments.out}")
