@@ -7,64 +7,22 @@ record("results/speed.csv", [Row("scan", "64x100x64 fwd", "cpu", "s", *spread)],
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
-import os
-import platform
 import re
 import resource
-import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from recblr.run_folder import commit, cores, cpu_name, version
+from recblr.report.speed import ROOT, Row, Setting, record
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-class Row(NamedTuple):
-    what: str
-    case: str
-    backend: str
-    unit: str
-    value: float
-    p20: float | None = None
-    p80: float | None = None
-
-
-class Setting(NamedTuple):
-    """What the figures of a benchmark hold for; `_replace(threads=1)` for other threads."""
-
-    threads: int | None
-    load: float
-    device: str
-    versions: str
-    commit: str | None
-    command: str
-
-    @classmethod
-    def now(cls, *packages: str, device: str | None = None) -> Setting:
-        """packages: those that matter to the figures. device: the GPU's name; None = the CPU."""
-        found = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-        return cls(
-            threads=int(os.environ.get("OMP_NUM_THREADS") or 0) or cores(),
-            load=os.getloadavg()[0],
-            device=device or f"{cpu_name()}, {cores()} cores",
-            versions="; ".join(f"{name} {number}" for name, number in found.items() if number),
-            commit=commit(),
-            command=shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
-        )
-
-
-COLUMNS = (*Row._fields, *Setting._fields)
-KEY = [COLUMNS.index(name) for name in ("what", "case", "backend", "unit", "threads", "device")]
+__all__ = ["ROOT", "Cost", "Row", "Setting", "Spread", "in_fresh_process", "measure", "record"]
 
 
 class Spread(NamedTuple):
@@ -120,31 +78,6 @@ def _call(file: str, name: str, arguments: str) -> None:
     if sys.platform == "linux":  # where ru_maxrss starts at the peak of the process that forked
         peak = 1024 * int(re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[0])
     print(f"\n{json.dumps([sum(u.ru_utime + u.ru_stime for u in usage), peak / 1e6, result])}")
-
-
-def record(path: Path | str, rows: Iterable[Row], setting: Setting) -> None:
-    """Add rows to the file, each in place of the one with the same KEY, all sorted by it."""
-    path, lines = Path(path), []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *lines = map(tuple, csv.reader(file))
-        if header != COLUMNS:
-            raise ValueError(f"{path}: its columns are {header}, expected {COLUMNS}")
-    lines += [tuple(map(_text, (*row, *setting))) for row in rows]
-    table = {tuple(line[column] for column in KEY): line for line in lines}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")  # a killed benchmark leaves no half-written file
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([COLUMNS, *(table[key] for key in sorted(table))])
-    partial.replace(path)
-
-
-def _text(value: object) -> str:
-    """Numbers with 4 significant digits, never as 1e+04; None is empty."""
-    if isinstance(value, (int, float)):
-        return np.format_float_positional(float(f"{value:.4g}"), trim="-")
-    return "" if value is None else str(value)
 
 
 if __name__ == "__main__":

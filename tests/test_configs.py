@@ -53,7 +53,7 @@ def defaults(group: str, name: str) -> dict:
 
 
 def with_path(data: str) -> list[str]:
-    return [f"data={data}", *([] if data == "synthetic" else ["data.path=log.csv"])]
+    return [f"data={data}", *([] if data.startswith("synthetic") else ["data.path=log.csv"])]
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +177,48 @@ def test_recipe_can_be_taken_from_another_data_set_and_the_command_line_wins():
     cfg = composed(*with_path("custom"), "recipe=ml-1m", "dropout=0.4")
     assert cfg.data.name == "custom"
     assert (cfg.max_length, cfg.dropout) == (200, 0.4)
+
+
+# Defaults of the usual library, or of the authors for what it lacks, as `model.`, beside dropout.
+USUAL = {
+    "fpmc": (None, {}),
+    "caser": (0.4, {"window": "max_length", "n_h": 8, "n_v": 4}),
+    "narm": (0.25, {"hidden": 128, "n_layers": 1, "head_dropout": 0.5}),
+    "gru4rec": (0.3, {"hidden": 128, "n_layers": 1}),
+    "sasrec": (0.5, {"n_layers": 2, "n_heads": 2}),
+    "bert4rec": (0.2, {"n_layers": 2, "n_heads": 2}),
+    "fmlprec": (0.5, {"n_layers": 2}),
+    "lrurec": (0.2, {"n_layers": 2}),
+}
+
+
+def test_every_baseline_has_a_usual_recipe():
+    assert options("recipe/usual") == sorted(USUAL) == sorted(set(TRAINED) - {"recblr"})
+
+
+@pytest.mark.parametrize("name, data", list(itertools.product(USUAL, ("synthetic", "ml-1m"))))
+@pytest.mark.parametrize("recipe", ["usual/{}", "usual/${{model}}"])
+def test_a_usual_recipe_sets_what_is_the_models_and_leaves_what_is_the_datas(name, data, recipe):
+    data_set = composed(f"model={name}", *with_path(data))
+    cfg = composed(f"model={name}", *with_path(data), f"recipe={recipe.format(name)}")
+    dropout, settings = USUAL[name]
+    assert cfg.dropout == (data_set.dropout if dropout is None else dropout)
+    for key, value in settings.items():
+        assert cfg.model[key] == (cfg.max_length if value == "max_length" else value), key
+    assert (cfg.model.d_model, cfg.lr, cfg.weight_decay) == (64, 1e-3, 0.0)
+    assert cfg.recipe == "usual"
+    for key in ("max_length", "batch_size", "eval_batch_size"):
+        assert cfg[key] == data_set[key]
+    build_model(cfg.model, n_items=7, n_users=3)
+
+
+def test_a_recipe_sets_rate_and_decay_and_the_command_line_wins(tmp_path):
+    file = tmp_path / "recipe" / "tuned" / "custom" / "gru4rec.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\nlr: 0.02\nweight_decay: 0.5\nrecipe: tuned\n")
+    given = ["recipe=tuned/custom/gru4rec", f"hydra.searchpath=[file://{tmp_path}]", "lr=0.04"]
+    cfg = composed("model=gru4rec", *with_path("custom"), *given)
+    assert (cfg.lr, cfg.weight_decay, cfg.max_length, cfg.recipe) == (0.04, 0.5, 50, "tuned")
 
 
 def test_global_group_files_set_only_keys_that_train_yaml_has():

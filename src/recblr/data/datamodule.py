@@ -73,23 +73,27 @@ class SequenceDataModule(L.LightningDataModule):
                 f"data={self.log.name}: nothing to train: a target needs an event before it, and "
                 "leave_one_out keeps the last two of 3 events or more, temporal all after the cut"
             )
-        targets = int((self.rows.stop - self.rows.target_from).sum())
+        about = self.about
         log.info(
             "%s: %s training targets in %s rows, %s users to evaluate, split %s",
             self.log.name,
-            f"{targets:,}",
+            f"{about['n_targets']:,}",
             f"{len(self.rows):,}",
-            f"{(self.store.split.test >= 0).sum():,}",
+            f"{about['n_evaluated']:,}",
             self.split_hash[:12],
         )
 
     @property
     def about(self) -> dict:
-        """What a figure on this data needs beside it."""
+        """What a figure on this data needs beside it: the log's size, targets of an epoch, users."""
         return {
             "split_hash": self.split_hash,
             "order": self.store.order,
             "interactions": len(self.store.items),
+            "n_users": self.store.n_users,
+            "n_items": self.store.n_items,
+            "n_targets": int((self.rows.stop - self.rows.target_from).sum()),
+            "n_evaluated": int((self.store.split.test >= 0).sum()),
         }
 
     def training_part(self) -> dict:

@@ -7,24 +7,31 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from recblr.report import accuracy
+from recblr.report import accuracy, timed
 from recblr.report.compare import compare_groups, group_at
+from recblr.report.evidence import RESULTS, Evidence
 from recblr.report.grid import Grid, as_csv, latex, markdown
-from recblr.report.results import Result, append_csv, read_csv, read_results
+from recblr.report.page import page
 from recblr.report.status import statuses
 
-SUMMARY = Path("results/accuracy.csv")
-TABLES: dict[str, tuple[Callable[[Sequence[Result], bool], list[Grid]], str]] = {
-    "table1": (accuracy.table1, "every model on every data set"),
-    "table3": (accuracy.table3, "RecBLR with one part left out"),
+TABLES: dict[str, tuple[Callable[[Evidence, bool], list[Grid]], str]] = {
+    "table1": (
+        lambda e, force: accuracy.table1(e.results, force, set() if force else e.stars),
+        "every model on every data set",
+    ),
+    "table2": (lambda e, force: accuracy.table2(e.results, force), "users, items, interactions"),
+    "table3": (lambda e, force: accuracy.table3(e.results, force), "RecBLR with one part left out"),
+    "table4": (lambda e, force: timed.table4(e.results, e.runs, force), "long histories"),
+    "table5": (lambda e, force: timed.table5(e.runs), "seconds of an epoch by scan"),
 }
 FIGURES = {
+    "figure4": "seconds and memory against the longest history",
     "figure5": "metrics against the expansion factor",
     "figure6": "metrics against the dropout rate",
     "curves": "validation NDCG@10 by epoch",
@@ -54,16 +61,18 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run, name=name)
         return added
 
-    status = command("status", _status, "which runs are finished, cut, failed or being written")
+    status = command("status", _status, "which runs are finished, cut, failed, pruned or running")
     status.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], metavar="RUNS")
-    collect = command("collect", _collect, f"add finished runs to {SUMMARY}")
+    collect = command("collect", _collect, f"add finished runs to the files in {RESULTS}")
     collect.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
-    collect.add_argument("--to", type=Path, default=SUMMARY, help=f"({SUMMARY})")
+    collect.add_argument("--to", type=Path, default=RESULTS, help=f"({RESULTS})")
+    written = command("page", _page, f"write RESULTS.md from the files in {RESULTS}")
+    written.add_argument("--out", type=Path, default=Path("RESULTS.md"), help="(RESULTS.md)")
     for name in (*TABLES, *FIGURES):
         text = TABLES[name][1] if name in TABLES else FIGURES[name]
         made = command(name, _table if name in TABLES else _figure, text)
         made.add_argument(
-            "runs", nargs="*", type=Path, metavar="RUNS", help=f"folders; none: {SUMMARY}"
+            "runs", nargs="*", type=Path, metavar="RUNS", help=f"folders; none: {RESULTS}"
         )
         made.add_argument("--out", type=Path, help="folder of the files")
         made.add_argument("--force", action="store_true", help="mix splits and protocols")
@@ -72,21 +81,18 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("b", type=Path, metavar="B")
     compare.add_argument("--metric", default="ndcg@10", help="(ndcg@10)")
     compare.add_argument("--json", action="store_true", help="the figures as JSON")
+    wandb = command("wandb", _wandb, "make a workspace of comparison panels on W&B")
+    wandb.add_argument("--project", required=True, metavar="P")
+    wandb.add_argument("--entity", metavar="E", help="(yours)")
+    wandb.add_argument("--data", metavar="D", help="only runs on this data set")
+    wandb.add_argument("--dry-run", action="store_true", help="print it as JSON; needs no login")
     return parser
 
 
-def _results(options: argparse.Namespace) -> list[Result]:
-    if options.runs:
-        return read_results(options.runs)
-    if not SUMMARY.is_file():
-        raise ValueError(f"{SUMMARY} is not here: name the folder of the runs, e.g. runs")
-    return read_csv(SUMMARY)
-
-
 def _table(options: argparse.Namespace) -> None:
-    grids = TABLES[options.name][0](_results(options), options.force)
+    grids = TABLES[options.name][0](Evidence.of(options.runs), options.force)
     if not grids:
-        raise ValueError(f"{options.name}: no finished run with test metrics")
+        raise ValueError(f"{options.name}: no finished run to show")
     for grid in grids:
         print(markdown(grid))
     if options.out:
@@ -95,7 +101,7 @@ def _table(options: argparse.Namespace) -> None:
             text = "\n".join(write(grid) for grid in grids)
             (options.out / f"{options.name}.{suffix}").write_text(text, encoding="utf-8")
         for grid in grids:
-            about = re.sub(r"[^\w.=-]+", "_", grid.title.split(": ")[1])
+            about = re.sub(r"[^\w.=-]+", "_", grid.title.split(": ")[1]).strip("_")
             name = f"{options.name}_{about}.csv"
             (options.out / name).write_text(as_csv(grid), encoding="utf-8")
         print(f"written: {options.out}/{options.name}.{{md,tex}} and a CSV per data set")
@@ -104,7 +110,11 @@ def _table(options: argparse.Namespace) -> None:
 def _figure(options: argparse.Namespace) -> None:
     from recblr.report import figures
 
-    made = getattr(figures, options.name)(_results(options), options.force)
+    evidence, draw = Evidence.of(options.runs), getattr(figures, options.name)
+    if options.name == "figure4":
+        made = draw(evidence.runs)
+    else:
+        made = draw(evidence.results, options.force)
     if not made:
         raise ValueError(f"{options.name}: no finished run to draw")
     for file in figures.save(made, options.out or Path("results/figures")):
@@ -121,14 +131,19 @@ def _status(options: argparse.Namespace) -> None:
     console = Console(width=max(Console().width, 110))
     console.print(table)
     counts = {state: sum(one.state == state for one in found) for state in
-              ("finished", "running", "cut", "failed")}  # fmt: skip
+              ("finished", "running", "cut", "failed", "pruned")}  # fmt: skip
     console.print(", ".join(f"{number} {state}" for state, number in counts.items()))
 
 
 def _collect(options: argparse.Namespace) -> None:
-    results = [result for result in read_results(options.runs) if not result.smoke]
-    total = append_csv(options.to, results)
-    print(f"{options.to}: {len(results)} runs read, {total} in the file")
+    evidence = Evidence.of(options.runs)
+    for file, count in evidence.write(options.to).items():
+        print(f"{file}: {count}")
+
+
+def _page(options: argparse.Namespace) -> None:
+    options.out.write_text(page(Evidence.of([]), RESULTS / "figures"), encoding="utf-8")
+    print(f"written: {options.out}")
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -148,6 +163,12 @@ def _compare(options: argparse.Namespace) -> None:
     print(f"p over users (randomisation): {result.p_users:.4g}")
     seeds = "not known: both need 2 seeds" if result.p_seeds != result.p_seeds else None
     print(f"p over seeds (Welch): {seeds or f'{result.p_seeds:.4g}'}")
+
+
+def _wandb(options: argparse.Namespace) -> None:
+    from recblr.report.wandb import publish
+
+    publish(options.project, options.entity, options.data, options.dry_run)
 
 
 if __name__ == "__main__":

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from statistics import mean, stdev
 
 from recblr.report.grid import NOT_RUN, Cell, Grid, Mark
-from recblr.report.results import Result
+from recblr.report.results import COUNTS, FLOORS, Result
 from recblr.report.tables import paper_row
 from recblr.run_folder import METRICS
 
-FLOORS = ("popularity", "markov")
 MODELS = (  # in the paper's order
     "fpmc", "caser", "narm", "gru4rec", "sasrec", "bert4rec", "fmlprec", "lrurec", "recblr",
 )  # fmt: skip
+DATASETS = ("ml-1m", "gowalla", "steam", "amazon-beauty", "amazon-sports", "xlong")
 PAPERS_ABLATIONS = ("default", "single_layer", "bd_lru_only", "no_conv1d", "no_pffn", "random_init")
 OUR_ABLATIONS = ("no_gate_z", "no_input_gate", "constant_decay")
 CEILING = "ceiling"
+# (dataset, overrides, recipe of RecBLR, metric, baseline, its recipe) for each star.
+Stars = Set[tuple[str, ...]]
 
 
-def table1(results: Sequence[Result], force: bool = False) -> list[Grid]:
-    """A grid per data set: floors, every model, the paper's value and the difference below each."""
+def table1(results: Sequence[Result], force: bool, stars: Stars) -> list[Grid]:
+    """A grid per data set: floors, every model, the paper's value and the difference below each.
+
+    stars: `has_star` of RecBLR over a baseline; one stands where it is over the best baseline.
+    """
     grids = []
     whole = [r for r in results if r.variant == "default"]
     for dataset, overrides, plain in by_setting(whole):
@@ -40,12 +45,59 @@ def table1(results: Sequence[Result], force: bool = False) -> list[Grid]:
             shown = [
                 cell(runs, metric, marks[metric].get((model, recipe), "")) for metric in METRICS
             ]
+            if model == "recblr" and runs:
+                here = (dataset, overrides, recipe)
+                shown = [
+                    c._replace(text=f"{c.text}*") if _starred(stars, here, trained, metric) else c
+                    for c, metric in zip(shown, METRICS)
+                ]
             grid.add(name, [str(len(runs)) if model not in FLOORS else "", *shown])
             add_papers(grid, paper_row("table1", dataset, model), runs)
         add_improvement(grid, trained)
-        grid.notes = notes(plain)
+        grid.notes = [
+            *notes(plain),
+            "*: above the best baseline at p < .01 over users (randomisation) and over seeds "
+            "(Welch), after Holm over the baselines, with 5 and 3 seeds or more.",
+        ]
         grids.append(grid)
     return grids
+
+
+def _starred(stars: Stars, here: tuple[str, str, str], trained: dict, metric: str) -> bool:
+    """Whether RecBLR at a data set, overrides and recipe has a star over the best baseline."""
+    baselines = [key for key in trained if key[0] != "recblr"]
+    if not baselines:
+        return False
+    best = max(baselines, key=lambda key: mean(run.metrics[metric] for run in trained[key]))
+    return (*here, metric, *best) in stars
+
+
+def table2(results: Sequence[Result], force: bool = False) -> list[Grid]:
+    """Users, items and interactions of every log after its filter, beside the paper's."""
+    logs: dict[str, list[Result]] = {}
+    for result in results:
+        if result.model == "popularity" and all(name in result.metrics for name in COUNTS):
+            logs.setdefault(result.dataset, []).append(result)
+    if not logs:
+        return []
+    columns = ["users", "items", "interactions", "avg. length", "max_length"]
+    grid = Grid("Table 2: the logs", columns)
+    for dataset in [*DATASETS, *sorted(set(logs) - set(DATASETS))]:
+        here = logs.get(dataset, [])
+        counts = sorted({tuple(int(r.metrics[name]) for name in COUNTS) for r in here})
+        if len(counts) > 1 and not force:
+            raise ValueError(f"{dataset}: runs on different logs: {counts}; name fewer runs")
+        for users, items, interactions in counts:
+            lengths = ", ".join(map(str, sorted({r.max_length for r in here})))
+            grid.add(dataset, [f"{users:,}", f"{items:,}", f"{interactions:,}",
+                               f"{interactions / users:.1f}", lengths])  # fmt: skip
+        if not counts:
+            grid.add(dataset, [NOT_RUN, *[""] * 4])
+        if paper := paper_row("table2", dataset, ""):
+            grid.add("— paper", [*(f"{paper[name]:,.0f}" for name in ("users", "items",
+                     "interactions")), f"{paper['avg_length']:.1f}",
+                     f"{paper['max_seq_len']:.0f}"])  # fmt: skip
+    return [grid]
 
 
 def table3(results: Sequence[Result], force: bool = False) -> list[Grid]:

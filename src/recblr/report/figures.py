@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from recblr.report.accuracy import by_dataset, protocols
 from recblr.report.results import Result
-from recblr.run_folder import RunFolder
+from recblr.report.timed import LONG, UNITS, Timed, extrapolated, fastest
 
 COLUMN = 3.35  # inches: a column of a two-column page
 SHOWN = ("hr@10", "ndcg@10")
@@ -29,24 +29,45 @@ def figure6(results: Sequence[Result], force: bool = False) -> dict[str, Figure]
     return _sweeps(results, "dropout", "dropout rate", force)
 
 
+def figure4(runs: Sequence[Timed]) -> dict[str, Figure]:
+    """Cost of an epoch against the longest history, a figure per log and machine (Figure 4)."""
+    figures = {}
+    for log, device in sorted({(run.log, run.setting.device) for run in runs}):
+        here = [one for one in runs if (one.log, one.setting.device) == (log, device)]
+        figure = Figure((COLUMN, 1.9 * COLUMN), layout="constrained", dpi=DPI)
+        panels = figure.subplots(3, 1, sharex=True)
+        memory = "resident" if "cores" in device else "allocated"
+        labels = ("training, s/epoch", "inference, s", f"peak {memory} memory, MB")
+        for axes, unit, label in zip(panels, UNITS, labels):
+            for model in dict.fromkeys((*LONG, *sorted({one.model for one in here}))):
+                ours = [one for one in here if one.model == model]
+                lengths = sorted({one.max_length for one in ours})
+                best = [fastest([o for o in ours if o.max_length == n])[0] for n in lengths]
+                if ours:
+                    values = [one.values[unit] for one in best]
+                    axes.plot(lengths, values, "o-", markersize=3, linewidth=1.2, label=model)
+            axes.set_ylim(bottom=0)
+            _finish(axes, "", "", label, legend=False)
+        panels[0].set_title(f"{log}\n{device}\n{extrapolated(here)}", fontsize=7)
+        panels[0].legend(fontsize=6, frameon=False)
+        panels[-1].set_xlabel("max_length", fontsize=8)
+        figures[f"figure4_{here[0].dataset}"] = figure
+    return figures
+
+
 def curves(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
     """Validation NDCG@10 by epoch, a figure per data set, a line per run."""
     figures = {}
     for dataset, here in by_dataset(results):
-        runs = [run for run in here if run.path is not None and run.epochs]
+        runs = [run for run in here if run.curve]
         protocols(runs, force)
         if not runs:
             continue
         figure = Figure((COLUMN, 0.8 * COLUMN), layout="constrained", dpi=DPI)
         axes = figure.subplots()
         for run in runs:
-            epochs = RunFolder(run.path or "").read_epochs()
-            axes.plot(
-                [row["epoch"] for row in epochs],
-                [row["val/ndcg@10"] for row in epochs],
-                label=_label(run),
-                linewidth=1,
-            )
+            values = [value for value, _ in run.curve]
+            axes.plot(range(1, len(values) + 1), values, label=_label(run), linewidth=1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _finish(axes, dataset, "epoch", "validation NDCG@10", legend=len(runs) <= 12)
         figures[f"curves_{dataset}"] = figure

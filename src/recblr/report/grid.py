@@ -38,7 +38,7 @@ def markdown(grid: Grid) -> str:
     lines = [f"### {grid.title}", "", "| | " + " | ".join(grid.columns) + " |"]
     lines.append("| --- |" + " ---: |" * len(grid.columns))
     for name, cells in grid.rows:
-        shown = (marks[cell.mark].format(cell.text) for cell in cells)
+        shown = (marks[cell.mark].format(cell.text.replace("*", r"\*")) for cell in cells)
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join([*lines, "", *(f"{note}  " for note in grid.notes)]).rstrip() + "\n"
 

@@ -1,14 +1,16 @@
-"""Finished runs as rows, from run folders or from the committed `results/accuracy.csv`.
+"""Finished runs, from their folders or from the committed `results/{accuracy,curves}.csv`.
 
-One row of `accuracy.csv` is one figure: a metric of a run, with its protocol beside it.
+One row of `accuracy.csv` is one figure: a metric of a run, with its protocol beside it; the counts
+of a log are figures of its popularity floor. One row of `curves.csv` is an epoch of a run.
 """
 
 from __future__ import annotations
 
 import csv
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,16 @@ from recblr.run_folder import METRICS, RunFolder, model_name
 _ELSEWHERE = ("data", "model", "ablation", "recipe", "seed", "logger", "experiment")
 _ELSEWHERE += ("data.path", "data.urls", "data.sha256", "test", "overwrite", "resume")
 
+COUNTS = ("n_users", "n_items", "interactions")  # of a log, after its filter
+FLOORS = ("popularity", "markov")
+
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run. metrics: by name. path: its folder, None if read from a file."""
+    """One finished run. path: its folder, None if read from a file.
+
+    metrics: by name. curve: for each epoch validation NDCG@10 and the seconds until its end.
+    """
 
     dataset: str
     model: str
@@ -47,6 +55,7 @@ class Result:
     metrics: dict[str, float]
     smoke: bool = False
     path: Path | None = None
+    curve: tuple[tuple[float, float], ...] = ()
 
     @property
     def protocol(self) -> tuple:
@@ -59,10 +68,13 @@ class Result:
         return (self.dataset, self.model, self.variant, self.recipe, self.overrides)
 
 
-COLUMNS = tuple(f.name for f in fields(Result) if f.name not in ("metrics", "smoke", "path"))
+_NO_COLUMNS = ("metrics", "smoke", "path", "curve")
+COLUMNS = tuple(f.name for f in fields(Result) if f.name not in _NO_COLUMNS)
 _BEFORE_METRIC = COLUMNS[: COLUMNS.index("split_hash")]
 _AFTER_VALUE = COLUMNS[COLUMNS.index("split_hash") :]
 CSV_COLUMNS = (*_BEFORE_METRIC, "metric", "value", *_AFTER_VALUE)
+_RUN_OF_CURVE = ("dataset", "model", "variant", "recipe", "overrides", "seed")
+CURVE_COLUMNS = (*_RUN_OF_CURVE, "epoch", "val/ndcg@10", "seconds")
 
 
 def run_folders(paths: Iterable[Path]) -> Iterator[RunFolder]:
@@ -78,6 +90,7 @@ def result_of(run: RunFolder) -> Result:
     """The row of a finished run."""
     config, about, metrics = run.read_config(), run.read_json("environment.json"), run_metrics(run)
     epochs = run.read_epochs()
+    seconds = list(accumulate(row["train/seconds"] + row["val/seconds"] for row in epochs))
     data, loader = config["data"], config["datamodule"]
     return Result(
         dataset=data["name"],
@@ -95,7 +108,7 @@ def result_of(run: RunFolder) -> Result:
         seed=config["seed"],
         split_hash=metrics["split_hash"],
         epochs=len(epochs),
-        seconds=round(sum(row["train/seconds"] + row["val/seconds"] for row in epochs), 1),
+        seconds=round(seconds[-1], 1) if seconds else 0.0,
         device=about["gpu"] or f"{about['cpu']}, {about['threads']} threads",
         versions=f"python {about['python']}; torch {about['versions']['torch']}",
         commit=about["commit"] or "unknown",
@@ -103,6 +116,7 @@ def result_of(run: RunFolder) -> Result:
         metrics={name: metrics[name] for name in METRICS},
         smoke=config["smoke"],
         path=run.path,
+        curve=tuple((row["val/ndcg@10"], round(s, 1)) for row, s in zip(epochs, seconds)),
     )
 
 
@@ -128,9 +142,11 @@ def read_results(paths: Iterable[Path]) -> list[Result]:
         if not folder.finished():
             continue
         result = result_of(folder)
-        runs[_same(result)] = result
+        if result.model not in FLOORS:
+            runs[_same(result)] = result
+        counts = {k: v for k, v in run_metrics(folder).items() if k in COUNTS}
         for name, metrics in folder.read_json("floors.json").items():
-            floor = floor_of(result, name, metrics)
+            floor = floor_of(result, name, metrics | counts if name == "popularity" else metrics)
             runs.setdefault(_same(floor), floor)
     real = [result for result in runs.values() if not result.smoke]
     return real or list(runs.values())
@@ -149,18 +165,18 @@ def floor_of(result: Result, name: str, metrics: dict[str, float]) -> Result:
         seed=0,
         epochs=0,
         seconds=0.0,
-        metrics={metric: metrics[metric] for metric in METRICS},
+        metrics={name: metrics[name] for name in (*METRICS, *COUNTS) if name in metrics},
         path=None,
+        curve=(),
     )
 
 
 def read_csv(file: Path) -> list[Result]:
     """The runs of an `accuracy.csv`: its rows, gathered by all columns but metric and value."""
     gathered: dict[tuple[str, ...], dict[str, float]] = {}
-    with file.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            key = tuple(row[name] for name in COLUMNS)
-            gathered.setdefault(key, {})[row["metric"]] = float(row["value"])
+    for row in read_rows(file):
+        key = tuple(row[name] for name in COLUMNS)
+        gathered.setdefault(key, {})[row["metric"]] = float(row["value"])
     return [_typed(dict(zip(COLUMNS, key)), metrics) for key, metrics in gathered.items()]
 
 
@@ -171,17 +187,58 @@ def append_csv(file: Path, results: Iterable[Result]) -> int:
     """
     known = {_same(result): result for result in (read_csv(file) if file.exists() else [])}
     known |= {_same(result): result for result in results}
+    rows = [
+        {name: getattr(result, name) for name in COLUMNS} | {"metric": metric, "value": shown}
+        for result in sorted(known.values(), key=lambda r: (*r.setting, r.seed))
+        for metric, value in result.metrics.items()
+        for shown in [f"{value:.6g}" if isinstance(value, float) else value]
+    ]
+    write_csv(file, CSV_COLUMNS, rows)
+    return len(known)
+
+
+def append_curves(file: Path, results: Iterable[Result]) -> None:
+    """Add the epochs of runs to a `curves.csv`, in place of what it has of the same runs."""
+    runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in read_rows(file) if file.exists() else []:
+        runs.setdefault(tuple(row[name] for name in _RUN_OF_CURVE), []).append(row)
+    for result in results:
+        run = dict(zip(_RUN_OF_CURVE, _run_of_curve(result)))
+        runs[_run_of_curve(result)] = [
+            run | {"epoch": epoch, "val/ndcg@10": f"{value:.6g}", "seconds": seconds}
+            for epoch, (value, seconds) in enumerate(result.curve, start=1)
+        ]
+    write_csv(file, CURVE_COLUMNS, [row for key in sorted(runs) for row in runs[key]])
+
+
+def with_curves(results: Iterable[Result], file: Path) -> list[Result]:
+    """Results with what a `curves.csv` has of them."""
+    curves: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for row in read_rows(file):
+        key = tuple(row[name] for name in _RUN_OF_CURVE)
+        curves.setdefault(key, []).append((float(row["val/ndcg@10"]), float(row["seconds"])))
+    return [replace(r, curve=tuple(curves.get(_run_of_curve(r), ()))) for r in results]
+
+
+def _run_of_curve(result: Result) -> tuple[str, ...]:
+    return tuple(str(getattr(result, name)) for name in _RUN_OF_CURVE)
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, as text."""
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file whole, or leave it as it was."""
     partial = file.with_name(f"{file.name}.part")
     file.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("w", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, CSV_COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(lines, columns, lineterminator="\n")
         writer.writeheader()
-        for result in sorted(known.values(), key=lambda r: (*r.setting, r.seed)):
-            shared = {name: getattr(result, name) for name in COLUMNS}
-            for metric, value in result.metrics.items():
-                writer.writerow(shared | {"metric": metric, "value": f"{value:.6g}"})
+        writer.writerows(rows)
     partial.replace(file)
-    return len(known)
 
 
 def _same(result: Result) -> tuple:

@@ -1,4 +1,4 @@
-"""Which runs below a folder are finished, cut, failed or being written."""
+"""Which runs below a folder are finished, cut, failed, pruned by a search, or being written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from recblr.run_folder import RunFolder, commit, variant_name
 
 
 class Status(NamedTuple):
-    """state: finished, running, failed or cut. older: written by other code than this checkout."""
+    """state: finished, running, cut, failed, or pruned: a search gave it up.
+
+    older: written by other code than this checkout. error: what ended a run that failed.
+    """
 
     path: Path
     name: str
@@ -33,13 +36,14 @@ def statuses(paths: Iterable[Path]) -> list[Status]:
 def _status(run: RunFolder, here: str | None) -> Status:
     config, about = run.read_config(), run.read_json("environment.json")
     failed = run.path / "failed.json"
+    error = run.read_json("failed.json")["error"] if failed.exists() else ""
     state = "cut"
     if run.finished():
         state = "finished"
     elif run.locked():
         state = "running"
-    elif failed.exists():
-        state = "failed"
+    elif error:
+        state = "pruned" if error.startswith("TrialPruned: ") else "failed"
     last = [about, *about.get("resumed", [])][-1]
     return Status(
         run.path,
@@ -49,5 +53,5 @@ def _status(run: RunFolder, here: str | None) -> Status:
         len(run.read_epochs()),
         run_metrics(run)["ndcg@10"] if state == "finished" else None,
         last["commit"] != here,
-        run.read_json("failed.json")["error"] if state == "failed" else "",
+        error if state == "failed" else "",
     )

@@ -1,0 +1,92 @@
+"""All that tables and figures are made of: from run folders, or from the files in `results/`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from recblr.report.accuracy import Stars
+from recblr.report.differences import (
+    Difference,
+    append_differences,
+    differences,
+    read_differences,
+)
+from recblr.report.results import (
+    Result,
+    append_csv,
+    append_curves,
+    read_csv,
+    read_results,
+    with_curves,
+)
+from recblr.report.speed import record
+from recblr.report.timed import Timed, as_rows, read_timed, read_timed_csv
+
+RESULTS = Path("results")
+ACCURACY, CURVES, SIGNIFICANCE, SPEED = (
+    f"{name}.csv" for name in ("accuracy", "curves", "significance", "speed")
+)
+
+
+@dataclass
+class Evidence:
+    """results: of finished runs. runs: the cost of those that were timed.
+
+    folder: of the files that it was read from; None for run folders.
+    """
+
+    results: list[Result]
+    runs: list[Timed]
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, runs: Sequence[Path]) -> Evidence:
+        """What the folders hold, or with none of them the files in `results/`.
+
+        Raises FileNotFoundError for a folder that is not there, ValueError without both.
+        """
+        if runs:
+            return cls(read_results(runs), read_timed(runs))
+        if not (RESULTS / ACCURACY).is_file():
+            raise ValueError(f"{RESULTS / ACCURACY} is not here: name a folder of runs, e.g. runs")
+        results = read_csv(RESULTS / ACCURACY)
+        if (RESULTS / CURVES).exists():
+            results = with_curves(results, RESULTS / CURVES)
+        return cls(results, read_timed_csv(RESULTS / SPEED), RESULTS)
+
+    @cached_property
+    def differences(self) -> list[Difference]:
+        """Of RecBLR to every baseline."""
+        if self.folder is None:
+            return differences(self.results)
+        file = self.folder / SIGNIFICANCE
+        return read_differences(file) if file.exists() else []
+
+    @property
+    def stars(self) -> Stars:
+        return {
+            (one.dataset, one.overrides, one.recipe, one.metric, one.baseline, one.baseline_recipe)
+            for one in self.differences
+            if one.star
+        }
+
+    def write(self, folder: Path) -> dict[Path, str]:
+        """Add what run folders hold to the files of a folder; says how much went where.
+
+        A smoke run has a cost and no accuracy.
+        """
+        real = [result for result in self.results if not result.smoke]
+        total = append_csv(folder / ACCURACY, real)
+        append_curves(folder / CURVES, (result for result in real if result.curve))
+        append_differences(folder / SIGNIFICANCE, self.differences)
+        for run in self.runs:
+            record(folder / SPEED, as_rows(run), run.setting)
+        return {
+            folder / ACCURACY: f"{len(real)} runs and floors added, {total} in the file",
+            folder / CURVES: f"{sum(len(r.curve) for r in real)} epochs",
+            folder / SIGNIFICANCE: f"{len(self.differences)} differences",
+            folder / SPEED: f"{len(self.runs)} timed runs",
+        }

@@ -1,0 +1,103 @@
+"""RESULTS.md: every table and figure that the files in `results/` give, and their limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from recblr.report import accuracy, timed
+from recblr.report.evidence import SPEED, Evidence
+from recblr.report.grid import Grid, markdown
+from recblr.report.results import read_rows
+
+# Of `speed.csv`: what, unit, title. A row per backend, a column per case.
+SPEEDS = (
+    ("peers", "targets/cpu_s", "Trained targets per CPU second, beside other libraries"),
+    ("model", "targets/cpu_s", "Trained targets per CPU second, every model"),
+    ("step", "share of mm", "A training step: its products' speed as a share of a 2048³ product"),
+    ("inference", "us", "Microseconds of inference"),
+)
+HEAD = """# Results
+
+Written by `python -m recblr.report page` from the files in [results/](results): one figure a row,
+with machine, versions, commit and command beside it. `python -m recblr.report collect RUNS` adds
+runs to them.
+
+Protocol: leave-one-out, every item ranked, history included, HR, NDCG and MRR exact under ties; a
+split's hash stands under its table. The paper's values are single runs of its own code on its own
+copy of the logs. A cell that nobody ran says so.
+"""
+LIMITS = """## Limits
+
+- Sequence files (Beauty, Sports, Toys, Yelp, ML-1M here) carry no times: the order of events of one
+  day, or of one second, is that of the file. `ml-1m.txt.gz` breaks ties by item id (its runs are
+  marked `order item_id`), which makes it easier; those rows are not comparable with the paper's and
+  never stand beside them.
+- A difference without a star may still exist: with few seeds none can be shown.
+"""
+
+
+def page(evidence: Evidence, figures: Path) -> str:
+    """Markdown. figures: the folder whose pictures are shown."""
+    assert evidence.folder is not None
+    rows = read_rows(evidence.folder / SPEED)
+    gpu = any("NVIDIA" in row["device"] for row in rows)
+    parts = [
+        HEAD,
+        "## Accuracy\n",
+        *map(markdown, accuracy.table1(evidence.results, False, evidence.stars)),
+        *map(markdown, accuracy.table3(evidence.results)),
+        *map(markdown, accuracy.table2(evidence.results)),
+        *map(markdown, _differences(evidence)),
+        "## Cost\n",
+        *map(markdown, timed.table4(evidence.results, evidence.runs)),
+        *map(markdown, timed.table5(evidence.runs)),
+        *map(markdown, _speeds(rows)),
+        "## Figures\n",
+        *(f"![{file.stem}]({file})\n" for file in sorted(figures.glob("*.png"))),
+        LIMITS + ("" if gpu else "- Nothing was measured on a GPU.\n"),
+    ]
+    return "\n".join(parts)
+
+
+def _differences(evidence: Evidence) -> list[Grid]:
+    """NDCG@10 of RecBLR minus each baseline's, a grid per data set."""
+    shown = [one for one in evidence.differences if one.metric == "ndcg@10"]
+    grids = []
+    for dataset, overrides in sorted({(one.dataset, one.overrides) for one in shown}):
+        columns = ["seeds", "difference", "95 % interval", "p users", "p seeds", ""]
+        grid = Grid(f"Differences of NDCG@10: {dataset}{overrides}", columns)
+        for one in shown:
+            if (one.dataset, one.overrides) != (dataset, overrides):
+                continue
+            p_seeds = "" if one.p_seeds != one.p_seeds else f"{one.p_seeds:.2g}"
+            grid.add(
+                f"recblr ({one.recipe}) − {one.baseline} ({one.baseline_recipe})",
+                [
+                    f"{one.runs}, {one.baseline_runs}",
+                    f"{one.difference:+.4f}",
+                    f"{one.low:+.4f} to {one.high:+.4f}",
+                    f"{one.p_users:.2g}",
+                    p_seeds,
+                    "*" * one.star,
+                ],
+            )
+        grid.notes = ["p after Holm over the baselines of one data set."]
+        grids.append(grid)
+    return grids
+
+
+def _speeds(rows: Sequence[dict[str, str]]) -> Iterable[Grid]:
+    """A grid per kind of figure and machine."""
+    for what, unit, title in SPEEDS:
+        here = [row for row in rows if (row["what"], row["unit"]) == (what, unit)]
+        for device in sorted({row["device"] for row in here}):
+            on = [row for row in here if row["device"] == device]
+            cases = sorted({row["case"] for row in on})
+            values = {(row["backend"], row["case"]): row["value"] for row in on}
+            grid = Grid(f"{title}: {device}", cases)
+            for backend in sorted({row["backend"] for row in on}):
+                grid.add(backend, [values.get((backend, case), "") for case in cases])
+            commits = sorted({row["commit"] for row in on})
+            grid.notes = [f"commit {', '.join(commits)}"]
+            yield grid

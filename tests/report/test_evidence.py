@@ -1,0 +1,146 @@
+"""Stars, curves, counts and costs: from run folders, and again from the files of `results/`."""
+
+import math
+
+import pytest
+from made_up_runs import write_run
+
+from recblr.report.__main__ import main
+from recblr.report.differences import differences
+from recblr.report.results import read_results, read_rows
+from recblr.report.timed import UNITS, read_timed
+
+
+def row(table: str, name: str) -> list[str]:
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def run(capsys, *arguments) -> str:
+    main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def seeds(tmp_path):
+    """RecBLR well above SASRec (5 and 3 seeds) and level with GRU4Rec (one seed)."""
+    for seed in range(5):
+        write_run(tmp_path / f"runs/recblr/s{seed}", seed=seed, skill=0.6, users=500)
+    for seed in range(3):
+        write_run(tmp_path / f"runs/sasrec/s{seed}", "sasrec", seed, skill=0.3, users=500)
+    return tmp_path / "runs"
+
+
+def test_a_star_where_seeds_and_users_show_a_difference(seeds, capsys):
+    found = {one.metric: one for one in differences(read_results([seeds]))}
+    assert found["ndcg@10"].star and found["ndcg@10"].low > 0
+    assert (found["ndcg@10"].runs, found["ndcg@10"].baseline_runs) == (5, 3)
+    text = run(capsys, "table1", seeds)
+    assert row(text, "recblr (paper)")[2].endswith(r"\***")
+    assert r"\*" not in row(text, "sasrec (paper)")[2]
+
+
+def test_no_star_over_a_better_baseline_of_one_seed(seeds, capsys):
+    write_run(seeds / "gru4rec/s9", "gru4rec", 9, skill=0.5, users=500)
+    over = {(one.baseline, one.metric): one for one in differences(read_results([seeds]))}
+    assert math.isnan(over["gru4rec", "ndcg@10"].p_seeds) and not over["gru4rec", "ndcg@10"].star
+    assert over["sasrec", "ndcg@10"].star
+    # Holm over two baselines, one of which has no p over seeds.
+    assert r"\*" not in row(run(capsys, "table1", seeds), "recblr (paper)")[2]
+
+
+def test_a_worse_model_has_no_star(tmp_path):
+    for seed in range(5):
+        write_run(tmp_path / f"runs/recblr/s{seed}", seed=seed, skill=0.3, users=500)
+        write_run(tmp_path / f"runs/sasrec/s{seed}", "sasrec", seed, skill=0.6, users=500)
+    found = differences(read_results([tmp_path / "runs"]))
+    assert len(found) == 6 and not any(one.star for one in found)
+    assert all(one.difference < 0 and one.p_users < 0.01 for one in found)
+
+
+def test_a_fresh_clone_rebuilds_the_same_tables_from_results(seeds, tmp_path, capsys, monkeypatch):
+    write_run(seeds / "timed", scan="cpu", steps=20, smoke=True, dataset="xlong")
+    monkeypatch.chdir(tmp_path)
+    names = ("table1", "table2", "table5")
+    expected = [run(capsys, name, seeds) for name in names]
+    first = run(capsys, "collect", seeds)
+    assert "9 runs and floors added, 9 in the file" in first and "1 timed runs" in first
+    files = sorted((tmp_path / "results").iterdir())
+    before = [file.read_bytes() for file in files]
+    run(capsys, "collect", seeds)
+    assert [file.read_bytes() for file in files] == before
+    assert [run(capsys, name) for name in names] == expected
+    curves = read_rows(tmp_path / "results/curves.csv")
+    assert len(curves) == 8 * 3 and curves[1]["seconds"] == "6.0"
+    assert "curves_amazon-beauty.png" in run(capsys, "curves")
+    run(capsys, "page")
+    page = (tmp_path / "RESULTS.md").read_text()
+    for part in ("Table 1: amazon-beauty", "Table 5", "recblr (paper) − sasrec", "](results/fig"):
+        assert part in page
+    assert "Nothing was measured on a GPU" in page
+
+
+def test_without_run_folders_and_results_the_way_out_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="name a folder of runs"):
+        main(["table1"])
+
+
+def test_table2_counts_logs_beside_the_papers(tmp_path, capsys):
+    write_run(tmp_path / "runs/a", "popularity", users=300)
+    write_run(tmp_path / "runs/b", "popularity", users=300, dataset="own")
+    text = run(capsys, "table2", tmp_path / "runs")
+    assert row(text, "amazon-beauty") == ["300", "40", "900", "3.0", "50"]
+    assert row(text, "own") == row(text, "amazon-beauty")
+    assert row(text, "gowalla")[0] == "not run"
+    assert text.count("— paper") == 6 and "| 22,363 | 12,101 | 198,502 | 8.9 | 50 |" in text
+    write_run(tmp_path / "runs/c", "markov", users=200, split_hash="bb" * 32)
+    with pytest.raises(SystemExit, match="amazon-beauty: runs on different logs"):
+        main(["table2", str(tmp_path / "runs")])
+
+
+def test_the_cost_of_a_part_is_extrapolated_and_says_so(tmp_path):
+    write_run(tmp_path / "runs/a", scan="cpu", steps=20, seconds=4.0, smoke=True)
+    write_run(tmp_path / "runs/b", scan="cpu", seconds=3.0)  # nobody kept others from its machine
+    (one,) = read_timed([tmp_path / "runs"])
+    # 1000 targets at 2.5 per second; one second for half of the users.
+    assert one.values == dict(zip(UNITS, (400.0, 2.0, 50.0)))
+    assert (one.steps, one.scan, one.max_length) == (20, "cpu", 50)
+
+
+def test_table5_says_what_needs_cuda_and_keeps_the_papers_apart(tmp_path, capsys):
+    write_run(tmp_path / "runs/a", scan="serial", steps=20, seconds=4.0, smoke=True)
+    write_run(tmp_path / "runs/b", scan="cpu", seconds=1.0, smoke=True)
+    write_run(tmp_path / "runs/c", scan="cpu", steps=20, seconds=9.0, smoke=True)
+    write_run(tmp_path / "runs/d", "lrurec", scan="cpu", seconds=0.1, smoke=True)
+    ours, papers = run(capsys, "table5", tmp_path / "runs").split("### Table 5: the paper's")
+    assert row(ours, "serial scan") == ["400.0"]
+    assert row(ours, "cpu (ours)") == ["100.0"]  # whole epochs before 20 steps
+    assert row(ours, "fused (ours)") == ["not run (needs CUDA)"]
+    assert "Extrapolated from 20 steps" in ours and "5958" not in ours
+    assert row(papers, "serial scan") == ["1022", "908", "5958"]
+
+
+def test_table4_has_the_cost_of_timed_steps_and_no_accuracy_of_them(tmp_path, capsys):
+    for model, seconds in (("sasrec", 8.0), ("recblr", 2.0)):
+        write_run(tmp_path / f"runs/{model}", model, steps=20, seconds=seconds, smoke=True,
+                  dataset="synthetic-xlong")  # fmt: skip
+    ours, papers = run(capsys, "table4", tmp_path / "runs").split("### Table 4: the paper's")
+    assert row(ours, "sasrec") == ["not run"] * 4 + ["50", "800.0", "2.0", "50.0"]
+    assert row(ours, "lrurec") == ["not run"] * 4 + [""] + ["not run"] * 3
+    assert row(papers, "recblr")[:2] == ["0.2696", "0.2675"]
+    write_run(tmp_path / "runs/real", dataset="xlong")
+    xlong = run(capsys, "table4", tmp_path / "runs").split("### Table 4: ")[2]
+    assert xlong.startswith("xlong\n")
+    (metric,) = [r.metrics["hr@10"] for r in read_results([tmp_path / "runs/real"]) if r.epochs]
+    assert row(xlong, "recblr") == [f"{metric:.4f}", *row(xlong, "recblr")[1:5], *["not run"] * 3]
+
+
+def test_figure4_is_drawn(tmp_path, capsys):
+    for length in (100, 200):
+        loader = {"target_mode": "all_positions", "max_length": length, "mask_history": False}
+        for model in ("sasrec", "recblr"):
+            write_run(tmp_path / f"runs/{model}{length}", model, steps=20, smoke=True,
+                      seconds=length, dataset="synthetic-xlong", datamodule=loader)  # fmt: skip
+    text = run(capsys, "figure4", tmp_path / "runs", "--out", tmp_path / "out")
+    assert "figure4_synthetic-xlong.svg" in text
