@@ -15,7 +15,7 @@ given = $(findstring command line,$(origin $(1)))
 SETTINGS = $(foreach v,$(filter-out $(OURS),$(.VARIABLES)),$(if $(call given,$(v)),'$(v)=$($(v))'))
 RUNS ?=
 
-.PHONY: help setup demo ablations table1 table3 figures
+.PHONY: help setup demo ablations table1 table2 table3 table4 table5 figures report
 .PHONY: test test-slow test-all test-gpu lint bench bench-gpu clean clean-data
 
 help: ## this list
@@ -35,11 +35,14 @@ demo: .venv/ready ## train RecBLR on the synthetic log and compare it with floor
 ablations: .venv/ready ## Table 3: RecBLR with one part left out (data=amazon-beauty and other settings)
 	$(BIN)/python train.py experiment=table3 $(if $(call given,data),,data=synthetic) $(SETTINGS) $(ARGS)
 
-table1 table3: .venv/ready ## tables of the paper from results/accuracy.csv, or from RUNS=runs
+table1 table2 table3 table4 table5: .venv/ready ## a table of the paper from the files in results/, or from RUNS=runs
 	$(BIN)/python -m recblr.report $@ $(RUNS) $(ARGS)
 
-figures: .venv/ready ## figures of the paper from results/accuracy.csv, or from RUNS=runs
-	for name in figure5 figure6; do $(BIN)/python -m recblr.report $$name $(RUNS) $(ARGS) || exit; done
+figures: .venv/ready ## its figures, from the same
+	$(BIN)/python -m recblr.report figures $(RUNS) $(ARGS)
+
+report: .venv/ready ## write RESULTS.md from the files in results/
+	$(BIN)/python -m recblr.report page $(ARGS)
 
 test: .venv/ready ## fast tests (5 to 11 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

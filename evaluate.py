@@ -15,20 +15,19 @@ CONFIG = Path(__file__).parent / "conf" / "evaluate.yaml"
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 @one_line_errors(in_job=True)
 def main(cfg: DictConfig) -> None:
-    from recblr.report.tables import print_results, result_rows
-    from recblr.run_folder import RunFolder, model_name
-    from recblr.training.evaluate import evaluate, floor_metrics, load_weights, read_checkpoint
-    from recblr.training.loggers import quiet_lightning
-    from recblr.training.module import CHECKPOINT_KEY
-    from recblr.training.validate import (
-        EVALUATE_KEYS,
+    from recblr.models.saved import (
+        CHECKPOINT_KEY,
         build,
         build_model,
-        check_keys,
-        choose_accelerator,
         choose_scan,
-        known_keys,
+        load_weights,
+        read_checkpoint,
     )
+    from recblr.report.tables import print_results, result_rows
+    from recblr.run_folder import RunFolder, model_name
+    from recblr.training.evaluate import evaluate, floor_metrics
+    from recblr.training.loggers import quiet_lightning
+    from recblr.training.validate import EVALUATE_KEYS, check_keys, choose_accelerator, known_keys
 
     quiet_lightning()
     check_keys(cfg, known_keys(CONFIG), EVALUATE_KEYS)

@@ -143,6 +143,16 @@ def test_sweep_goes_on_after_a_bad_job_and_ends_with_its_error(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the Triton scans run here")
+def test_a_sweep_says_which_scan_does_not_run_here_and_has_not_failed(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    write_log(tmp_path / "log.inter")
+    outcome = invoke("train", "-m", "scan=fused,cpu", *SMOKE, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "1 of 2 runs need a scan that does not run here:\n  scan=fused " in outcome.out
+    assert len(run_folders(tmp_path / "runs")) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the Triton scans run here")
 @pytest.mark.parametrize("scan", ["fused", "parallel_sp", "parallel_ep"])
 def test_triton_scan_without_a_gpu_is_refused_before_data_is_read(tmp_path, monkeypatch, scan):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -192,8 +192,9 @@ USUAL = {
 }
 
 
-def test_every_baseline_has_a_usual_recipe():
-    assert options("recipe/usual") == sorted(USUAL) == sorted(set(TRAINED) - {"recblr"})
+def test_every_baseline_has_a_usual_recipe_and_recblr_keeps_the_datas():
+    assert options("recipe/usual") == sorted(TRAINED) == sorted([*USUAL, "recblr"])
+    assert composed("recipe=usual/${model}") == composed()
 
 
 @pytest.mark.parametrize("name, data", list(itertools.product(USUAL, ("synthetic", "ml-1m"))))

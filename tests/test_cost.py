@@ -46,7 +46,7 @@ def rows(folder):
 
 @pytest.mark.slow
 def test_peak_memory_is_under_1200_mb(finished):
-    folder, peak_mb = finished  # from the start to the test, whose end no row of metrics.csv sees
+    folder, peak_mb = finished  # from the first step to the test, which metrics.csv does not see
     recorded = rows(folder)[-1]["memory/peak_mb"]  # rounded to 0.1
     assert 0 < recorded <= peak_mb + 0.05
     assert peak_mb < 1200

@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -20,3 +21,7 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
     )
     assert "of the ceiling after 3 epochs" in printed and "state of one user: 4096 bytes" in printed
+    difference = float(re.findall(r"largest difference of a score: (\S+);", printed)[0])
+    assert difference < 1e-5
+    last = notebook.cells[-1].outputs[-1].data["text/plain"]
+    assert "film9" in last and "model" in last

@@ -87,7 +87,7 @@ def test_its_files_are_in_the_run_folder_only(offline):
 def test_run_is_named_grouped_and_tagged(offline):
     (run,) = [r.run for r in offline.records if r.WhichOneof("record_type") == "run"][:1]
     assert run.project == "recblr"
-    assert run.run_group == "custom/recblr"
+    assert run.run_group == "custom/recblr" and run.job_type == "recblr"
     assert set(run.tags) == {"custom", "recblr", "default", "scan=auto", "seed5", "smoke"}
     assert run.display_name == f"custom/recblr/{offline.run.path.name}"
 
@@ -105,6 +105,7 @@ def test_config_is_there_from_the_start_and_resolved(offline):
 def test_history_has_the_row_of_each_epoch(offline):
     rows = [values(r.history.item) for r in offline.records if r.HasField("history")]
     (row,) = [row for row in rows if "train/loss" in row]
+    assert row["_runtime"] > 0  # W&B's own seconds: an axis of the workspace
     assert row["epoch"] == 1 and row["train/loss"] > 0
     assert {f"val/{metric}" for metric in METRICS} <= row.keys()
     assert "train/targets_per_s" in row

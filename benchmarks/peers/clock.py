@@ -110,8 +110,6 @@ class Clock:
 
     def report(self, epoch_targets: int, step_rows: int, classes: int, *packages: str) -> None:
         """Print the result. step_rows: sequences of a step. classes: of the softmax."""
-        versions = {"python": platform.python_version()}
-        versions |= {name: metadata.version(name) for name in packages}
         result = {
             "steps": self.done,
             "targets": self.targets,
@@ -121,9 +119,24 @@ class Clock:
             "epoch_targets": int(epoch_targets),
             "step_rows": step_rows,
             "classes": int(classes),
-            "versions": "; ".join(f"{name} {number}" for name, number in versions.items()),
+            "versions": versions_of(packages),
         }
         print(f"\n{json.dumps(result)}", flush=True)
+
+
+def timed(call: Callable[[], Any], *packages: str, **more: float) -> None:
+    """Print what a call takes, and `more`, as the result."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    result = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+    result |= {"peak_mb": peak_mb(), "versions": versions_of(packages)} | more
+    print(f"\n{json.dumps(result)}", flush=True)
+
+
+def versions_of(packages: Sequence[str]) -> str:
+    versions = {"python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in packages}
+    return "; ".join(f"{name} {number}" for name, number in versions.items())
 
 
 def peak_mb() -> float:

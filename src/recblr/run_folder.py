@@ -37,7 +37,7 @@ _PACKAGES = ("torch", "triton", "lightning", "torchmetrics", "hydra-core", "omeg
 _PACKAGES += ("numpy", "numba", "wandb")
 # What cannot change a result: where things are, what is shown, what is only said of the data.
 _NOT_IDENTITY = {
-    "": {"paths", "logger", "resume", "test", "overwrite"},
+    "": {"paths", "logger", "resume", "test", "overwrite", "search"},
     "data": {"path", "urls", "sha256", "folder", "card"},
     "trainer": {"accelerator", "devices", "enable_progress_bar", "enable_model_summary"},
     "callbacks": {"record", "bar"},

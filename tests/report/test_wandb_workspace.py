@@ -92,6 +92,6 @@ def test_without_a_login_it_is_printed_and_said(capsys, monkeypatch):
 def test_a_missing_package_is_one_line_that_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
-    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2.interface", None)
     with pytest.raises(SystemExit, match=r"pip install -e \.\[wandb\]"):
         main(["wandb", "--project", "p", "--dry-run"])

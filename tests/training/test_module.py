@@ -15,8 +15,9 @@ from recblr.data.loader import PackedLoader
 from recblr.data.sequences import training_rows
 from recblr.models.popularity import Popularity
 from recblr.models.recblr import RecBLR
+from recblr.models.saved import load_weights, read_checkpoint
 from recblr.training.callbacks import EpochRecord
-from recblr.training.evaluate import evaluate, load_weights, read_checkpoint
+from recblr.training.evaluate import evaluate
 from recblr.training.module import SequentialRecommender
 from recblr.training.objectives import BPR, CrossEntropy
 

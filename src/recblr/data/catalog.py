@@ -228,7 +228,9 @@ def names() -> list[str]:
     """The data sets that `data=` takes and that are read from files."""
     if not CONF.is_dir():
         raise FileNotFoundError(f"{CONF}: no such folder; run in a checkout of the repository")
-    return sorted(file.stem for file in CONF.glob("*.yaml") if not file.stem.startswith("synthetic"))
+    return sorted(
+        file.stem for file in CONF.glob("*.yaml") if not file.stem.startswith("synthetic")
+    )
 
 
 def entry(name: str, **changes: Any) -> LogFile:

@@ -85,7 +85,7 @@ class SequenceDataModule(L.LightningDataModule):
 
     @property
     def about(self) -> dict:
-        """What a figure on this data needs beside it: the log's size, targets of an epoch, users."""
+        """What a figure on this data needs beside it: split, order, counts."""
         return {
             "split_hash": self.split_hash,
             "order": self.store.order,

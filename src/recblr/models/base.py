@@ -80,12 +80,24 @@ def block_scorer(model: Scorer, batch: SequenceBatch) -> Callable[[int, int], Te
     """`score(lo, hi) -> (B, hi - lo)`: scores of the items lo..hi-1 after each sequence."""
     if isinstance(model, BlockScorer):
         return partial(model.score_block, batch)
-    representation, matrix, bias = model.represent(batch), model.item_matrix(), item_bias(model)
+    return scorer(model.represent(batch), model.item_matrix(), item_bias(model))
+
+
+def scorer(
+    representation: Tensor, matrix: Tensor, bias: Tensor | None
+) -> Callable[[int, int], Tensor]:
+    """`score(lo, hi) -> (B, hi - lo)` from representations (B, D') and what a model has of items.
+
+    matrix (V+1, D'); zero rows below, PRODUCT_TILE of them at least, save a copy in each call.
+    """
 
     def score(lo: int, hi: int) -> Tensor:
         # The product's last, incomplete tile sums in another order: items with equal rows would
-        # not tie with the others. Zero rows complete it.
-        rows = functional.pad(matrix[lo:hi], (0, 0, 0, (lo - hi) % PRODUCT_TILE))
+        # not tie with the others. Other rows complete it.
+        missing = (lo - hi) % PRODUCT_TILE
+        rows = matrix[lo : hi + missing]
+        if short := hi + missing - lo - len(rows):
+            rows = functional.pad(rows, (0, 0, 0, short))
         scores = (representation @ rows.T)[:, : hi - lo]
         return scores if bias is None else scores + bias[lo:hi]
 

@@ -81,14 +81,24 @@ class LinearRecurrence(nn.Module):
         x: Tensor,
         cu_seqlens: Tensor,
         cu_seqlens_host: Tensor | None = None,
-        state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x (N, D), state (B, 2S) -> h (N, 2S) after each row, (B, 2S) after each sequence."""
+        """x (N, D) -> h (N, 2S) after each row, (B, 2S) after each sequence."""
+        decay, u = self._decay_and_input(x)
+        return lru(u, decay, cu_seqlens, None, self.scan, cu_seqlens_host)
+
+    def step(self, x: Tensor, state: Tensor) -> Tensor:
+        """One row for each of B sequences: x (B, D), state (B, 2S) -> the next state."""
+        (real, imaginary), u = self._decay_and_input(x)
+        h_real, h_imaginary = state.chunk(2, -1)
+        h = (real * h_real - imaginary * h_imaginary, real * h_imaginary + imaginary * h_real)
+        return torch.cat(h, -1) + u
+
+    def _decay_and_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, D) -> lambda (2, S) and exp(gamma) (B x + beta) (N, 2S)."""
         rate, phase, scale = self.lambda_.exp()
-        decay = torch.exp(-rate) * torch.stack((phase.cos(), phase.sin()))  # (2, S)
+        decay = torch.exp(-rate) * torch.stack((phase.cos(), phase.sin()))
         weight, bias = scale[:, None] * self.in_weight, scale * self.in_bias
-        u = F.linear(x, weight.flatten(0, 1), bias.flatten())  # (N, 2S)
-        return lru(u, decay, cu_seqlens, state, self.scan, cu_seqlens_host)
+        return decay, F.linear(x, weight.flatten(0, 1), bias.flatten())
 
     def read_out(self, h: Tensor) -> Tensor:
         """Re(C h + c): h (R, 2S) -> (R, D)."""
@@ -180,9 +190,8 @@ class LRURec(nn.Module):
     def step(self, items: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Feed one item (B,) to each of B users: representation (B, D) and the next state."""
         x, next_state = self._embed(items), []
-        one_each = torch.arange(len(items) + 1, device=items.device)
         for layer, layer_state in zip(self.layers, state):
-            _, h = layer.recurrent(x, one_each, state=layer_state)
+            h = layer.recurrent.step(x, layer_state)
             x = layer.merge(x, h)
             next_state.append(h)
         return x, next_state

@@ -143,20 +143,26 @@ class GatedRecurrent(nn.Module):
         return y if self.out_proj is None else self.out_proj(y)
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
-        """One row for each of B sequences: x (B, D) -> (B, D)."""
-        one_each = torch.arange(len(x) + 1, device=x.device)
-        y, state = self._recur(x, Layout(one_each, None), state)
-        return y if self.out_proj is None else self.out_proj(y), state
+        """One row for each of B sequences: x (B, D) -> (B, D). No kernel: calls cost more here."""
+        h, conv_state = state
+        u = x if self.in_proj is None else self.in_proj(x)
+        if self.conv_weight is not None:
+            rows = torch.cat((conv_state, u[:, None]), 1)  # (B, W, C)
+            u = F.silu((rows * self.conv_weight.T).sum(1) + self.conv_bias)
+            conv_state = rows[:, 1:]
+        elif self.in_proj is not None:
+            u = F.silu(u)
+        log_a, v = self._decay_and_input(u)
+        h = torch.exp(log_a) * h + v
+        y = h if self.gate_proj is None else h * F.silu(self.gate_proj(x))
+        return y if self.out_proj is None else self.out_proj(y), (h, conv_state)
 
     def init_state(self, sequences: int) -> LayerState:
         """h (B, C) and the convolution's inputs (B, W-1, C) before the first row."""
         conv_state = self.lambda_.new_zeros(sequences, self.conv_width - 1, self.channels)
         if not self.leaked_steps or self.conv_bias is None:  # only the bias enters padding steps
             return self.lambda_.new_zeros(sequences, self.channels), conv_state
-        u = F.silu(self.conv_bias)
-        r, i = torch.sigmoid(self._gates(u)).chunk(2)
-        log_a = -F.softplus(self.lambda_) * r
-        v = torch.sqrt(self.eps - torch.expm1(2 * log_a)) * i * u
+        log_a, v = self._decay_and_input(F.silu(self.conv_bias))
         h0 = v * torch.expm1(self.leaked_steps * log_a) / torch.expm1(log_a)
         return h0.expand(sequences, -1), conv_state
 
@@ -192,6 +198,12 @@ class GatedRecurrent(nn.Module):
             cu_seqlens_host=layout.cu_seqlens_host,
         )
         return y, (h, conv_state)
+
+    def _decay_and_input(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """u (.., C) -> log a and v (.., C) of h_t = a h_(t-1) + v (eq. 5-8)."""
+        r, i = torch.sigmoid(self._gates(u)).chunk(2, -1)
+        log_a = -F.softplus(self.lambda_) * r
+        return log_a, torch.sqrt(self.eps - torch.expm1(2 * log_a)) * i * u
 
     def _gates(self, u: Tensor) -> Tensor:
         """u (.., C) -> (.., 2C), before the sigmoid."""

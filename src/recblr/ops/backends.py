@@ -8,6 +8,11 @@ from typing import Literal, get_args
 
 import torch
 
+
+class CannotRun(ValueError):
+    """A backend that exists, but not on this machine, device or dtype."""
+
+
 # What `scan=` takes. The two parallel_* run one backend; where the padding goes is the model's.
 Scan = Literal["auto", "reference", "serial", "parallel_sp", "parallel_ep", "fused", "cpu"]
 SCANS = get_args(Scan)[1:]
@@ -15,7 +20,7 @@ BACKENDS = ("reference", "serial", "parallel", "fused", "cpu")
 
 
 def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
-    """The one of BACKENDS that runs for a backend or a `scan=`; ValueError where it cannot.
+    """The one of BACKENDS that runs for a backend or a `scan=`; CannotRun where it cannot.
 
     Only "auto" chooses: `fused` on CUDA, `cpu` in float32 on the CPU, else `serial`.
     """
@@ -26,7 +31,7 @@ def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype
         raise ValueError(f"scan={backend!r} is unknown; choose from {', '.join(SCANS)}, auto")
     if why_not := obstacle(name, device, dtype):
         others = [scan for scan in SCANS if scan_runs(scan, device, dtype)]
-        raise ValueError(f"scan={backend} cannot run: {why_not}; {', '.join(others)}, auto do")
+        raise CannotRun(f"scan={backend} cannot run: {why_not}; {', '.join(others)}, auto do")
     return name
 
 

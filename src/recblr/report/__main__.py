@@ -68,9 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     collect.add_argument("--to", type=Path, default=RESULTS, help=f"({RESULTS})")
     written = command("page", _page, f"write RESULTS.md from the files in {RESULTS}")
     written.add_argument("--out", type=Path, default=Path("RESULTS.md"), help="(RESULTS.md)")
-    for name in (*TABLES, *FIGURES):
-        text = TABLES[name][1] if name in TABLES else FIGURES[name]
-        made = command(name, _table if name in TABLES else _figure, text)
+    texts = {name: text for name, (_, text) in TABLES.items()} | FIGURES
+    for name, text in (texts | {"figures": "all of them that have something to show"}).items():
+        made = command(name, _table if name in TABLES else _figures, text)
         made.add_argument(
             "runs", nargs="*", type=Path, metavar="RUNS", help=f"folders; none: {RESULTS}"
         )
@@ -107,17 +107,18 @@ def _table(options: argparse.Namespace) -> None:
         print(f"written: {options.out}/{options.name}.{{md,tex}} and a CSV per data set")
 
 
-def _figure(options: argparse.Namespace) -> None:
+def _figures(options: argparse.Namespace) -> None:
     from recblr.report import figures
 
-    evidence, draw = Evidence.of(options.runs), getattr(figures, options.name)
-    if options.name == "figure4":
-        made = draw(evidence.runs)
-    else:
-        made = draw(evidence.results, options.force)
+    evidence, made = Evidence.of(options.runs), {}
+    for name in FIGURES if options.name == "figures" else [options.name]:
+        if name == "figure4":
+            made |= figures.figure4(evidence.runs)
+        else:
+            made |= getattr(figures, name)(evidence.results, options.force)
     if not made:
         raise ValueError(f"{options.name}: no finished run to draw")
-    for file in figures.save(made, options.out or Path("results/figures")):
+    for file in figures.save(made, options.out or RESULTS / "figures"):
         print(f"written: {file}")
 
 

@@ -111,32 +111,43 @@ def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
 
 
 def _sweeps(results: Iterable[Result], key: str, label: str, force: bool) -> dict[str, Figure]:
-    """Means over seeds of RecBLR's runs that set `key` and nothing else that matters."""
+    """Means over seeds of RecBLR's runs that set `key`, a figure for each of their other settings.
+
+    Those without others come alone, where there are any.
+    """
     figures = {}
     for dataset, here in by_dataset(results):
-        points: dict[float, list[Result]] = {}
+        sweeps: dict[str, dict[float, list[Result]]] = {}
         for run in here:
             settings = dict(word.split("=", 1) for word in run.overrides.split())
             if run.model == "recblr" and run.variant == "default" and key in settings:
-                points.setdefault(float(settings.pop(key)), []).append(run)
-        protocols([run for runs in points.values() for run in runs], force)
-        if not points:
-            continue
-        figure = Figure((COLUMN, 0.7 * COLUMN), layout="constrained", dpi=DPI)
-        axes = figure.subplots()
-        for metric in SHOWN:
-            name, color, marker = STYLE[metric]
-            x = sorted(points)
-            y = [mean(run.metrics[metric] for run in points[value]) for value in x]
-            axes.plot(x, y, color=color, marker=marker, markersize=4, linewidth=1.2, label=name)
-        axes.set_xticks(sorted(points))
-        axes.set_ylim(bottom=0)
-        epochs = sorted({run.epochs for runs in points.values() for run in runs})
-        span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
-        _finish(axes, f"{dataset}, RecBLR ({span} epochs)", label, "test metric")
-        name = "figure5" if key == "model.expansion" else "figure6"
-        figures[f"{name}_{dataset}"] = figure
+                value = float(settings.pop(key))
+                others = " ".join(f"{k}={v}" for k, v in settings.items())
+                sweeps.setdefault(others, {}).setdefault(value, []).append(run)
+        for others in [""] if "" in sweeps else sorted(sweeps):
+            points = sweeps[others]
+            protocols([run for runs in points.values() for run in runs], force)
+            number = "5" if key == "model.expansion" else "6"
+            name = "_".join([f"figure{number}_{dataset}", *others.split()])
+            figures[name] = _sweep(points, f"{dataset} {others}".strip(), label)
     return figures
+
+
+def _sweep(points: dict[float, list[Result]], title: str, label: str) -> Figure:
+    """A line per metric over the values that were set."""
+    figure = Figure((COLUMN, 0.7 * COLUMN), layout="constrained", dpi=DPI)
+    axes = figure.subplots()
+    x = sorted(points)
+    for metric in SHOWN:
+        name, color, marker = STYLE[metric]
+        y = [mean(run.metrics[metric] for run in points[value]) for value in x]
+        axes.plot(x, y, color=color, marker=marker, markersize=4, linewidth=1.2, label=name)
+    axes.set_xticks(x)
+    axes.set_ylim(bottom=0)
+    epochs = sorted({run.epochs for runs in points.values() for run in runs})
+    span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+    _finish(axes, f"{title}, RecBLR ({span} epochs)", label, "test metric")
+    return figure
 
 
 def _label(run: Result) -> str:

@@ -15,7 +15,7 @@ NDCG = "test/ndcg@10"
 def workspace(project: str, entity: str = "", data: str | None = None) -> Any:
     """The comparison panels, over all runs or over those on one data set, whose names begin so."""
     try:
-        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.reports.v2.interface as wr
         import wandb_workspaces.workspaces as ws
     except ImportError:
         raise ValueError("this needs wandb-workspaces: pip install -e .[wandb]") from None
@@ -64,18 +64,20 @@ def publish(project: str, entity: str | None, data: str | None, dry_run: bool) -
             print("not logged in (`wandb login`): printed, not uploaded", file=sys.stderr)
         return
     import wandb
+    from wandb.errors import Error
 
     try:
         saved = workspace(project, entity or wandb.Api().default_entity or "", data).save()
-    except wandb.errors.Error as error:
+    except Error as error:
         raise ValueError(f"W&B: {' '.join(str(error).split())}") from None
     print(f"saved: {saved.url}")
 
 
 def _logged_in() -> bool:
     import wandb
+    from wandb.errors import AuthenticationError
 
     try:
         return wandb.login(prompt=False)
-    except wandb.errors.AuthenticationError:
+    except AuthenticationError:
         return False

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -32,7 +35,8 @@ class EpochRecord(L.Callback):
     """Measures each epoch, hands its row to every logger and prints it as one line.
 
     Row: `epoch`, `train/loss` (mean over targets), `val/*`, `train/seconds`, `val/seconds`,
-    `train/targets_per_s`, `memory/peak_mb` (resident set on CPU, allocated on CUDA).
+    `train/targets_per_s`, `memory/peak_mb` (since training began: resident set on CPU, allocated
+    on CUDA).
     """
 
     def __init__(self) -> None:
@@ -43,6 +47,9 @@ class EpochRecord(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = tuple(state_dict["best"])
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        reset_peak_memory(pl_module.device)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.start = time.perf_counter()
@@ -139,10 +146,22 @@ class EpochBar(L.Callback):
             self.progress.stop()
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak of what this process did before, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """Peak of this process in MB (1e6 bytes): resident set on CPU, allocated on CUDA."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(re.findall(r"VmHWM:\s*(\d+)", status)[0]) * 1024 / 1e6
     try:
         import resource
     except ImportError:  # Windows

@@ -35,6 +35,8 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that the message is wri
 class Sweep(Callback):
     """Around a multirun of train.py, which runs all its jobs whatever becomes of one of them.
 
+    A scan that this machine lacks is said at the end; it is no failure.
+
     report: the command of `python -m recblr.report` for its runs, when all have ended.
     """
 
@@ -42,6 +44,7 @@ class Sweep(Callback):
         self.report = report
         self.runs: list[str] = []
         self.failed: list[str] = []
+        self.cannot_run: list[str] = []
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN or "Basic" not in config.hydra.launcher._target_:
@@ -49,7 +52,11 @@ class Sweep(Callback):
         if job_return.status == JobStatus.COMPLETED:
             self.runs.append(str(job_return.return_value))
         else:  # what the sweeper sees would stop the report
-            self.failed.append(" ".join(config.hydra.overrides.task))
+            from recblr.ops.backends import CannotRun
+
+            here = not isinstance(job_return._return_value, CannotRun)
+            jobs = self.failed if here else self.cannot_run
+            jobs.append(" ".join(config.hydra.overrides.task))
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -62,9 +69,13 @@ class Sweep(Callback):
             print(done.stdout, end="")
             if done.returncode:
                 sys.exit(done.stderr.strip())
+        total = len(self.runs) + len(self.failed) + len(self.cannot_run)
+        if self.cannot_run:
+            first = f"{len(self.cannot_run)} of {total} runs need a scan that does not run here:"
+            log.warning("\n  ".join([first, *self.cannot_run]))
         if self.failed:
-            count = f"{len(self.failed)} of {len(self.failed) + len(self.runs)} runs failed"
-            sys.exit("\n  ".join([f"error: {count}:", *self.failed]))
+            first = f"error: {len(self.failed)} of {total} runs failed:"
+            sys.exit("\n  ".join([first, *self.failed]))
 
 
 @contextmanager
@@ -115,8 +126,11 @@ def _message(error: Exception) -> str:
         sweep = f"; in a sweep over models: ++{key}=..." if _multirun() else ""
         return f"{key}: no such key; {hint}valid: {', '.join(valid)}{sweep}"
     text = " ".join(str(error).split("Config search path")[0].split())
-    if unknown := re.search(r"Could not find '(.+)/(.+?)' Available options in .*?: (.*)", text):
-        group, name, valid = unknown.groups()
+    if plug_in := re.search(r"hydra/launcher/(submitit_\w+)'", text):
+        return f"hydra/launcher: {plug_in[1]} is not installed: pip install -e .[slurm]"
+    if unknown := re.search(r"Could not find '(.+)' Available options in '(.+?)': (.*)", text):
+        path, group, valid = unknown.groups()
+        name = path.removeprefix(f"{group}/")
         return f"{group}={name}: no such {group}; valid: {valid.strip().replace(' ', ', ')}"
     if "hydra.cc" in text:  # Hydra's grammar
         return f"{text.split(' See https')[0]}; quote such a value twice: 'key=\"value\"'"

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recblr.data.datamodule import Part, SequenceDataModule
 from recblr.data.loader import PackedLoader
@@ -15,7 +14,8 @@ from recblr.data.sequences import SequenceStore
 from recblr.models.base import Scorer
 from recblr.models.markov import Markov
 from recblr.models.popularity import Popularity
-from recblr.training.module import CHECKPOINT_KEY, SequentialRecommender
+from recblr.models.saved import CHECKPOINT_KEY, read_checkpoint
+from recblr.training.module import SequentialRecommender
 
 Metrics = dict[str, float]
 
@@ -65,25 +65,6 @@ def floor_metrics(data: SequenceDataModule, split: Part) -> dict[str, Metrics]:
     return {n: evaluate(scorer, loader, n_items, "cpu")[0] for n, scorer in scorers.items()}
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours: `state_dict` and, under "recblr", config, split hash and item ids.
-
-    Raises FileNotFoundError or ValueError that names the file.
-    """
-    if path.is_dir():
-        best = path / "checkpoints" / "best.ckpt"
-        raise ValueError(f"ckpt_path={path}: is a folder; is it ckpt_path={best}?")
-    if not path.is_file():
-        raise FileNotFoundError(f"ckpt_path={path}: no such file")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for a file that is not one
-        raise ValueError(f"ckpt_path={path}: not a checkpoint, torch cannot read it") from error
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
-        raise ValueError(f"ckpt_path={path}: not a checkpoint of train.py")
-    return checkpoint
-
-
 def epochs_done(path: Path, split_hash: str) -> tuple[int, bool]:
     """Whole epochs behind a checkpoint of that split, and whether training ended there."""
     checkpoint = read_checkpoint(path)
@@ -94,12 +75,3 @@ def epochs_done(path: Path, split_hash: str) -> tuple[int, bool]:
             "the log that it was trained on as data.path, or train anew with overwrite=true"
         )
     return checkpoint["epoch"] + 1, checkpoint[CHECKPOINT_KEY]["done"]
-
-
-def load_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Put the weights of a checkpoint into its model."""
-    prefix = "model."
-    weights = checkpoint["state_dict"]
-    model.load_state_dict(
-        {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
-    )

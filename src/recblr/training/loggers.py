@@ -36,7 +36,8 @@ class MetricsCsv(Logger):
 def wandb_logger(run: RunFolder, config: Config, project: str) -> WandbLogger:
     """W&B, online when the user is logged in, else offline: said in one line.
 
-    Grouped by data set and model, tagged with both, ablation, scan and seed.
+    Grouped by data set and model, tagged with both, ablation, scan and seed; the job type is the
+    model with its ablation.
     """
     import wandb
 
@@ -56,6 +57,7 @@ def wandb_logger(run: RunFolder, config: Config, project: str) -> WandbLogger:
         resume="allow",  # a run that goes on stays one run
         name=f"{data}/{variant_name(config)}/{run.path.name}",
         group=f"{data}/{model}",
+        job_type=variant_name(config),
         tags=tags,
         config=config,
         dir=run.path,

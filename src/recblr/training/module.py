@@ -14,12 +14,12 @@ from torch import Tensor
 from recblr.data.batch import SequenceBatch
 from recblr.evaluation.metrics import RankingMetrics
 from recblr.models.base import Scorer, block_scorer
+from recblr.models.saved import CHECKPOINT_KEY
 from recblr.ops.rank import count_ranks
 
 # cuDNN's GRU and convolutions would round their inputs to TF32: float32 is float32 on every device.
 torch.backends.cudnn.allow_tf32 = False
 
-CHECKPOINT_KEY = "recblr"
 Precision = Literal["32-true", "bf16-mixed"]
 
 

@@ -9,19 +9,20 @@ import inspect
 import logging
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_object, instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from recblr.data.datamodule import Part
+from recblr.models.saved import build, build_model, locate
 from recblr.ops.dropout import HAS_NUMBA
+from recblr.run_folder import model_name
 from recblr.training.module import Precision
 from recblr.training.objectives import leak
 
@@ -33,45 +34,24 @@ TRAIN_KEYS = {"seed": int, "test": bool, "overwrite": bool, "smoke": bool, "resu
 TRAIN_KEYS |= {"paths.runs": str, "paths.data": str, "precision": Precision}
 EVALUATE_KEYS = {"ckpt_path": str, "split": Part, "mask_history": bool | None}
 EVALUATE_KEYS |= {"scan": str | None, "data.path": str | None}
+RECOMMEND_KEYS = {"ckpt_path": str, "input": str, "output": str, "k": int, "exclude_seen": bool}
+RECOMMEND_KEYS |= {"batch_size": int | None, "scan": str | None, "data.path": str | None}
+RECOMMEND_KEYS |= dict.fromkeys(("allow", "deny"), str | None)
+RECOMMEND_KEYS |= {f"columns.{key}": str | None for key in ("user", "item", "time")}
 
 _READ_BY_ALL = {"seed", "test", "overwrite", "smoke", "resume", "recipe", "ablation"}
 _READ_BY_FLOORS = {"eval_batch_size", "mask_history"}
 _NOT_BUILT_FOR_FLOORS = {"objective", "optimizer", "trainer", "callbacks", "datamodule"}
 
 
-def build(node: DictConfig, **kwargs: Any) -> Any:
-    """Call a node's `_target_` with its arguments, as plain containers, and `kwargs`."""
-    factory = instantiate(node, _partial_=True, _convert_="all")
-    return factory if node.get("_partial_") else factory(**kwargs)
-
-
-def build_model(node: DictConfig, n_items: int, n_users: int) -> Any:
-    """The model for a log of that size; `n_users` goes to those that have a user table."""
-    sizes = {"n_items": n_items}
-    if "n_users" in inspect.signature(_locate("model", node._target_)).parameters:
-        sizes["n_users"] = n_users
-    return build(node, **sizes)
-
-
 def is_floor(cfg: DictConfig) -> bool:
     """A floor is counted, not trained."""
-    return hasattr(_locate("model", cfg.model._target_), "fit")
+    return hasattr(locate("model", cfg.model._target_), "fit")
 
 
 def choose_accelerator(asked: str) -> str:
     """`cuda` or `cpu` for `auto`: metrics are float64, which other accelerators lack."""
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def choose_scan(model: DictConfig, accelerator: str) -> str | None:
-    """The scan that runs for `scan` on this machine, None for a model without one.
-
-    ValueError where it cannot run.
-    """
-    if "scan" not in model:
-        return None
-    device = "cpu" if accelerator == "cpu" else "cuda"
-    return _locate("model", model._target_).resolve_scan(model.scan, device)
 
 
 def cpu_has_bf16() -> bool:
@@ -117,6 +97,7 @@ def resumed(cfg: DictConfig) -> DictConfig:
 def check_run(cfg: DictConfig, config_file: Path) -> None:
     """`check_config` for the Hydra job that is running, composed from `config_file`."""
     job = HydraConfig.get()
+    _check_recipe_is_of_the_model(cfg, job.runtime.choices["recipe"])
     check_config(cfg, known_keys(config_file), job.overrides.task, job.mode == RunMode.MULTIRUN)
 
 
@@ -154,12 +135,22 @@ def check_keys(cfg: DictConfig, known: set[str], hints: dict[str, Any]) -> None:
 
 def known_keys(config_file: Path) -> set[str]:
     """Top-level keys of an entry point's config file, its groups included."""
-    config = OmegaConf.load(config_file)
-    assert isinstance(config, DictConfig)
-    groups = {str(group) for item in config.defaults if OmegaConf.is_dict(item) for group in item}
-    return {key for key in map(str, config) if key not in ("defaults", "hydra")} | {
+    config = OmegaConf.to_container(OmegaConf.load(config_file), resolve=False)
+    assert isinstance(config, dict)
+    groups = {group for item in config["defaults"] if isinstance(item, dict) for group in item}
+    return {key for key in config if key not in ("defaults", "hydra")} | {
         group for group in groups if not group.startswith("override ")
     }
+
+
+def _check_recipe_is_of_the_model(cfg: DictConfig, recipe: str | None) -> None:
+    """`usual/<model>` and `tuned/<data>/<model>` hold what was chosen for one model."""
+    group, _, name = (recipe or "").rpartition("/")
+    if group and name.split("-")[0] != model_name(cfg):
+        raise ValueError(
+            f"recipe={recipe}: its values are those of {name}, and this is {model_name(cfg)}; set "
+            f"model={name}, or leave recipe= out"
+        )
 
 
 def _check_training(cfg: DictConfig, model: torch.nn.Module) -> None:
@@ -213,7 +204,7 @@ def _calls(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]
 
 
 def _check_call(path: str, node: DictConfig) -> None:
-    target = _locate(path, node["_target_"])
+    target = locate(path, node["_target_"])
     parameters = inspect.signature(target).parameters
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     raw = OmegaConf.to_container(node, resolve=False)
@@ -231,14 +222,6 @@ def _check_call(path: str, node: DictConfig) -> None:
         value = node[key]
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         _check_value(name, value, hints.get(key, Any))
-
-
-def _locate(path: str, target: str) -> Callable[..., Any]:
-    try:
-        return get_object(target)
-    except (ImportError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"{path}._target_={target}: {why}; is it on PYTHONPATH?") from None
 
 
 def _reference(raw: Any) -> str | None:
@@ -293,16 +276,7 @@ def _describe(hint: Any) -> str:
 
 
 def _check_overrides_are_read(cfg: DictConfig, overrides: list[str], multirun: bool) -> None:
-    read = set(_READ_BY_ALL)
-    skipped = set()
-    if not is_floor(cfg):
-        read.add("precision")
-    else:
-        read |= _READ_BY_FLOORS
-        skipped = _NOT_BUILT_FOR_FLOORS
-    for section in map(str, cfg):
-        if OmegaConf.is_dict(cfg[section]) and section not in skipped:
-            read |= _references(OmegaConf.to_container(cfg[section], resolve=False))
+    read = read_keys(cfg)
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         if key in cfg and not OmegaConf.is_dict(cfg[key]) and key not in read:
@@ -313,6 +287,21 @@ def _check_overrides_are_read(cfg: DictConfig, overrides: list[str], multirun: b
             if not multirun:
                 raise ValueError(message)
             log.warning(message)
+
+
+def read_keys(cfg: DictConfig) -> set[str]:
+    """Top-level keys that change something in what the config builds."""
+    read = set(_READ_BY_ALL)
+    skipped = set()
+    if not is_floor(cfg):
+        read.add("precision")
+    else:
+        read |= _READ_BY_FLOORS
+        skipped = _NOT_BUILT_FOR_FLOORS
+    for section in map(str, cfg):
+        if OmegaConf.is_dict(cfg[section]) and section not in skipped:
+            read |= _references(OmegaConf.to_container(cfg[section], resolve=False))
+    return read
 
 
 def _references(node: Any) -> set[str]:

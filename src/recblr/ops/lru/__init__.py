@@ -6,14 +6,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from recblr.ops.backends import obstacle
+from recblr.ops.backends import CannotRun, obstacle
 from recblr.ops.packed import check_cu_seqlens, check_others, check_rows
 
 Scan = Literal["auto", "reference", "doubling", "cpu"]
 
 
 def resolve(scan: str, device: torch.device | str, dtype: torch.dtype) -> str:
-    """The implementation that runs for a `scan`; ValueError where it cannot.
+    """The implementation that runs for a `scan`; CannotRun where it cannot.
 
     "auto" is `cpu` in float32 on the CPU where numba is installed, else `doubling`.
     """
@@ -23,7 +23,7 @@ def resolve(scan: str, device: torch.device | str, dtype: torch.dtype) -> str:
         )
     why_not = obstacle("cpu", device, dtype)
     if scan == "cpu" and why_not:
-        raise ValueError(f"scan=cpu cannot run: {why_not}; reference, doubling, auto do")
+        raise CannotRun(f"scan=cpu cannot run: {why_not}; reference, doubling, auto do")
     return scan if scan != "auto" else "doubling" if why_not else "cpu"
 
 

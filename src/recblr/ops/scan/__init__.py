@@ -5,20 +5,20 @@ import importlib
 import torch
 from torch import Tensor
 
-from recblr.ops.backends import triton_obstacle
+from recblr.ops.backends import CannotRun, triton_obstacle
 from recblr.ops.packed import check_cu_seqlens, check_others, check_rows
 
 BACKENDS = ("reference", "triton")
 
 
 def choose_backend(backend: str, device: torch.device | str) -> str:
-    """The one of BACKENDS that runs for `backend` ("auto" included); ValueError where it cannot."""
+    """The one of BACKENDS that runs for `backend` ("auto" included); CannotRun where it cannot."""
     if backend == "auto":
         return "reference" if triton_obstacle(device, automatic=True) else "triton"
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is unknown; choose from {', '.join(BACKENDS)}, auto")
     if backend == "triton" and (obstacle := triton_obstacle(device)):
-        raise ValueError(f"backend='triton' cannot run: {obstacle}; reference and auto do")
+        raise CannotRun(f"backend='triton' cannot run: {obstacle}; reference and auto do")
     return backend
 
 

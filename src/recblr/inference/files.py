@@ -1,0 +1,287 @@
+"""Histories in, recommendations out: CSV, JSON lines and Parquet, a part at a time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from pandas.util import hash_array
+
+from recblr.data.sources import Source
+from recblr.data.tables import find_separator, first_line
+from recblr.data.times import TIME_FORMS, parse_times
+from recblr.inference.recommender import History, Top
+
+PART = 1 << 26  # bytes of a table that are held at a time
+BLOCK = 1 << 22  # bytes that Arrow parses at a time
+ROWS = 1 << 16  # JSON objects that become one Arrow batch
+USUAL = {"user": ("user_id", "user"), "item": ("item_id", "item"), "time": ("timestamp", "time")}
+FORMATS = (".csv", ".parquet", ".jsonl")
+SCHEMA = pa.schema(
+    {
+        "user_id": pa.string(),
+        "rank": pa.int32(),
+        "item_id": pa.string(),
+        "score": pa.float32(),
+        "source": pa.string(),
+    }
+)
+
+Names = Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
+class Input(Source):
+    def __str__(self) -> str:
+        return f"input={self.path}"
+
+
+def read_histories(path: Path | str, columns: Names) -> Iterator[History]:
+    """(raw user id, raw item ids, the oldest first) of each user of a file, plain or gz.
+
+    JSON lines `{"user": .., "items": [..]}`: one history a line, in their order. A table, as CSV
+    (any separator), JSON lines or Parquet: a row per event, in any order; the rows of a user are
+    sorted by time if the table has one, and a row without an item makes a user known.
+    columns: names of user, item and time; None = the usual ones. Memory does not grow with the
+    file: the users of a large table are spread over parts on disk.
+    Raises FileNotFoundError or ValueError, one line that names the file and the way out.
+    """
+    source = Input(Path(path).expanduser())
+    if not source.path.is_file():
+        raise FileNotFoundError(f"{source}: no such file; input=log takes all users of the log")
+    first, _ = first_line(source)
+    if source.read(4) == b"PAR1":
+        return grouped(parquet_rows(source, columns), source)
+    if first.lstrip().startswith("{"):
+        keys = json_object(source, 1, first)
+        if "items" in keys:
+            return json_histories(source, keys, columns)
+        return grouped(json_rows(source, keys, columns), source)
+    if not first:
+        raise ValueError(f"{source}: the file is empty")
+    return grouped(delimited_rows(source, first, columns), source)
+
+
+def json_histories(source: Source, keys: Iterable[str], columns: Names) -> Iterator[History]:
+    user = column_of(source, "user", keys, columns)
+    for number, line in json_lines(source):
+        row = json_object(source, number, line)
+        items = row.get("items") or []
+        if not isinstance(items, list):
+            raise ValueError(f"{source}: line {number}: items is {items!r}, expected a list")
+        yield as_text(row.get(user)), [as_text(item) for item in items if item is not None]
+
+
+def json_rows(source: Source, keys: Iterable[str], columns: Names) -> Iterator[pa.Table]:
+    names = columns_of(source, keys, columns)
+    lines = json_lines(source)
+    while part := list(islice(lines, ROWS)):
+        rows = [json_object(source, number, line) for number, line in part]
+        texts = ([as_text(row.get(name)) for row in rows] for name in names.values())
+        yield _table(names, (pa.array(values, pa.string()) for values in texts))
+
+
+def parquet_rows(source: Source, columns: Names) -> Iterator[pa.Table]:
+    try:
+        file = pq.ParquetFile(source.path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{source}: not a readable Parquet file ({error})") from None
+    names = columns_of(source, file.schema_arrow.names, columns)
+    for batch in file.iter_batches(ROWS, columns=list(names.values())):
+        yield _table(names, (batch[name] for name in names.values()))
+
+
+def delimited_rows(source: Source, first: str, columns: Names) -> Iterator[pa.Table]:
+    mark = find_separator(first, {})
+    mark = mark if mark in first else ","  # a single column
+    fields = next(csv.reader([first], delimiter=mark))
+    names = columns_of(source, fields, columns)
+    try:
+        with source.open() as stream:
+            reader = pacsv.open_csv(
+                stream,
+                pacsv.ReadOptions(block_size=BLOCK),
+                pacsv.ParseOptions(delimiter=mark),
+                pacsv.ConvertOptions(
+                    column_types=dict.fromkeys(names.values(), pa.string()),
+                    include_columns=list(names.values()),
+                    strings_can_be_null=False,
+                ),
+            )
+            for batch in reader:
+                yield _table(names, (batch[name] for name in names.values()))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{source}: {' '.join(str(error).split())}") from None
+
+
+def _table(names: Iterable[str], values: Iterable[pa.Array]) -> pa.Table:
+    """Columns user and item as text, and time, if there is one."""
+    columns = dict(zip(names, values))
+    for key in ("user", "item"):
+        columns[key] = columns[key].cast(pa.string()).fill_null("")
+    return pa.table(columns)
+
+
+def grouped(tables: Iterator[pa.Table], source: Source) -> Iterator[History]:
+    """Histories of a table whose rows are in any order."""
+    parts = 1 + source.path.stat().st_size // PART
+    if parts == 1:
+        yield from histories_of_part(list(tables), source)
+        return
+    with tempfile.TemporaryDirectory(prefix="recommend-") as folder:
+        names = [Path(folder, f"{number}.arrow") for number in range(parts)]
+        with ExitStack() as stack:
+            writers: list[Any] = [None] * parts
+            for table in tables:
+                part = hash_array(table["user"].to_numpy()) % parts  # pyright: ignore[reportCallIssue]
+                for number in np.unique(part):
+                    if writers[number] is None:
+                        writer = pa.ipc.new_stream(str(names[number]), table.schema)
+                        writers[number] = stack.enter_context(writer)
+                    writers[number].write_table(table.filter(pa.array(part == number)))
+        for name, writer in zip(names, writers):
+            if writer is not None:
+                with pa.ipc.open_stream(str(name)) as reader:
+                    rows = [reader.read_all()]
+                yield from histories_of_part(rows, source)
+
+
+def histories_of_part(tables: list[pa.Table], source: Source) -> Iterator[History]:
+    """In the order of the users' first rows."""
+    if not tables:
+        return
+    table = pa.concat_tables(tables)
+    users = table["user"].combine_chunks().dictionary_encode()
+    codes = users.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    if "time" in table.column_names:
+        times, bad = parse_times(table["time"])
+        if bad.any():
+            value = table["time"][int(bad.argmax())]
+            raise ValueError(f"{source}: time '{value}' cannot be read (expected {TIME_FORMS})")
+        order = np.lexsort((times, codes))
+    items = table["item"].to_numpy()[order]
+    stops = np.bincount(codes).cumsum()
+    for user, start, stop in zip(users.dictionary.to_pylist(), [0, *stops[:-1]], stops):
+        yield user, [item for item in items[start:stop] if item]
+
+
+def read_ids(key: str, path: Path | str) -> list[str]:
+    """The item ids of a file, one a line. key: the setting that names it."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{key}={path}: no such file; it has an item id a line")
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def columns_of(source: Source, fields: Iterable[str], columns: Names) -> dict[str, str]:
+    """user, item and, if there is one, time -> the name of its column."""
+    fields = list(fields)
+    timed = columns.get("time") or set(USUAL["time"]) & set(fields)
+    keys = ("user", "item", "time") if timed else ("user", "item")
+    return {key: column_of(source, key, fields, columns) for key in keys}
+
+
+def column_of(source: Source, key: str, fields: Iterable[str], columns: Names) -> str:
+    wanted = columns.get(key)
+    for name in USUAL[key] if wanted is None else (wanted,):
+        if name in fields:
+            return name
+    name = wanted or " or ".join(USUAL[key])
+    raise ValueError(
+        f"{source}: no column {name} (found: {', '.join(fields)[:200]}). Set columns.{key}=NAME"
+    )
+
+
+def json_lines(source: Source) -> Iterator[tuple[int, str]]:
+    with source.open() as stream:
+        for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8"), start=1):
+            if line.strip():
+                yield number, line
+
+
+def json_object(source: Source, number: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{source}: line {number}: not a JSON object on one line")
+    return value
+
+
+def as_text(value: Any) -> str:
+    """An id as Arrow writes numbers: 1.0 is 1; a missing one is empty."""
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+class Writer:
+    """Rows of `Top.columns`, a batch at a time, in the format of the file's name."""
+
+    def __init__(self, path: Path, format: str):
+        self.format = format
+        if format == ".parquet":
+            self.file = pq.ParquetWriter(path, SCHEMA)
+            return
+        self.file = path.open("w", newline="", encoding="utf-8")
+        self.csv = csv.writer(self.file, lineterminator="\n")
+        if format == ".csv":
+            self.csv.writerow(SCHEMA.names)
+
+    def write(self, top: Top) -> None:
+        columns = top.columns()
+        if isinstance(self.file, pq.ParquetWriter):
+            self.file.write_table(pa.table(columns, SCHEMA))
+            return
+        values = (map(short, v) if name == "score" else v.tolist() for name, v in columns.items())
+        rows = zip(*values)
+        if self.format == ".csv":
+            self.csv.writerows(rows)
+            return
+        for row in rows:
+            self.file.write(json.dumps(dict(zip(columns, row)), ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def short(score: np.float32) -> float:
+    """The number with the fewest digits that is this float32."""
+    return float(str(score))
+
+
+def check_output(path: Path) -> None:
+    if path.suffix not in FORMATS:
+        raise ValueError(f"output={path}: must end in one of {', '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"output={path}: there is no folder {path.parent}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Writer]:
+    """The file appears when all is written."""
+    check_output(path)
+    partial = path.with_name(f"{path.name}.part")
+    writer = Writer(partial, path.suffix)
+    try:
+        yield writer
+        writer.close()
+        partial.replace(path)
+    finally:
+        writer.close()
+        partial.unlink(missing_ok=True)
