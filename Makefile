@@ -3,7 +3,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
-BENCH ?= data bd_lru causal_conv cross_entropy epoch models
+BENCH ?= data bd_lru causal_conv cross_entropy epoch models inference
 GPU_TESTS := $(addprefix tests/ops/test_,fused.py scan.py parallel.py conv_triton.py on_device.py)
 GPU_TESTS += tests/ops/test_dropout.py::test_on_the_gpu_it_is_the_dropout_of_torch
 BIN := .venv/bin
@@ -44,8 +44,8 @@ figures: .venv/ready ## its figures, from the same
 report: .venv/ready ## write RESULTS.md from the files in results/
 	$(BIN)/python -m recblr.report page $(ARGS)
 
-test: .venv/ready ## fast tests (5 to 11 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: .venv/ready ## fast tests, on two processes
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-slow: .venv/ready ## the slow tests alone
 	$(BIN)/python -m pytest -m slow $(ARGS)

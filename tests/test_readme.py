@@ -12,13 +12,14 @@ from command_line import invoke, run_folders, write_log
 from made_up_runs import write_run
 
 from recblr.data.__main__ import main as data_command
+from recblr.inference.__main__ import main as inference_command
 from recblr.report.__main__ import main as report_command
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CARDS = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
 PYTHON = (".venv/bin/python", "python")
-RUN = re.compile(r"runs/\S+?/checkpoints/best\.ckpt")
+RUN = re.compile(r"runs/ml-100k/recblr/s2024-1a2b3c4d")
 
 
 def commands() -> list[str]:
@@ -39,7 +40,8 @@ def kind(command: str) -> str:
 
 def test_no_command_of_the_readme_is_skipped():
     found = {kind(command) for command in commands()}
-    assert found == {"make", "train", "evaluate", "recblr.data", "recblr.report"}
+    programs = {"make", "train", "evaluate", "recommend"}
+    assert found == programs | {"recblr.data", "recblr.report", "recblr.inference"}
     assert len(commands()) >= 10
     outside_blocks = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     for inline in re.findall(r"`((?:make|python|\.venv/bin/python) [^`]+)`", outside_blocks):
@@ -75,7 +77,8 @@ def workplace(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if kind(c) == "train"])
-def test_train_command_of_the_readme_works(command, workplace):
+def test_train_command_of_the_readme_works(command, workplace, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # a GPU's scans are for a GPU
     arguments = shlex.split(command)[2:]
     if "data=" in command and "data.path=" not in command:
         arguments.append("data.path=log.inter")  # in place of the download
@@ -101,17 +104,25 @@ def test_report_command_of_the_readme_works(command, tmp_path, monkeypatch, caps
     for folder in (word for word in arguments if word.startswith("runs")):
         for seed in (1, 2):
             write_run(tmp_path / folder / f"s{seed}", seed=seed, dataset="ml-100k")
+    (tmp_path / "results").mkdir()
+    shutil.copy(ROOT / "results" / "speed.csv", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     report_command(arguments)
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if kind(c) == "evaluate"])
-def test_evaluate_command_of_the_readme_works(command, workplace):
-    checkpoint = run_folders(workplace / "runs" / "ml-100k" / "recblr")[0] / "checkpoints/best.ckpt"
-    command, replaced = RUN.subn(str(checkpoint), command)
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if kind(c) in ("evaluate", "recommend", "recblr.inference")]
+)
+def test_command_of_the_readme_on_a_run_works(command, workplace, monkeypatch):
+    run = str(run_folders(workplace / "runs" / "ml-100k" / "recblr")[0])
+    command, replaced = RUN.subn(run, command)
     assert replaced == 1
-    outcome = invoke("evaluate", *shlex.split(command)[2:], cwd=workplace)
+    (workplace / "histories.jsonl").write_text('{"user": "new", "items": ["i1", "absent"]}\n')
+    if kind(command) == "recblr.inference":
+        monkeypatch.chdir(workplace)
+        return inference_command(shlex.split(command)[3:])
+    outcome = invoke(kind(command), *shlex.split(command)[2:], cwd=workplace)
     assert outcome.code == 0, outcome.err
 
 
@@ -122,6 +133,9 @@ def test_make_command_of_the_readme_works(command, tmp_path):
     fast = {
         "demo": f"trainer=smoke paths.runs={tmp_path}",
         "ablations": f"ablation=default,no_pffn trainer=smoke logger=csv paths.runs={tmp_path}",
+        "table1": "",
+        "figures": f"--out {tmp_path}",
+        "report": f"--out {tmp_path / 'RESULTS.md'}",
         "test": "--collect-only tests/test_imports.py",
     }
     make = ["make", "-o", ".venv/ready", target, f"BIN={Path(sys.executable).parent}"]
