@@ -44,7 +44,7 @@ def test_it_measures_streams_events_and_batches(bench, tmp_path, capsys):
 
 
 def test_memory_of_a_user_is_the_state_the_representation_and_little_more(bench):
-    used, state, representation = bench.states_of(50_000)
+    used, state, representation = bench.in_fresh_process(bench.states_of, 50_000).result
     assert (state, representation) == (4096, 256)
     assert 1 < used / (state + representation) < 1.7
 
