@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST = 1024  # slots of a new table
-AT_ONCE = 256  # users of a step: their rows stay in a core's cache
+AT_ONCE = 1024  # users of a step: more do not make it faster
 SLACK = 64  # repeats in a user's seen items before they are dropped
 
 

@@ -148,8 +148,10 @@ class GatedRecurrent(nn.Module):
         u = x if self.in_proj is None else self.in_proj(x)
         if self.conv_weight is not None:
             rows = torch.cat((conv_state, u[:, None]), 1)  # (B, W, C)
-            u = F.silu((rows * self.conv_weight.T).sum(1) + self.conv_bias)
-            conv_state = rows[:, 1:]
+            u = self.conv_bias
+            for row, weight in zip(rows.unbind(1), self.conv_weight.unbind(1)):
+                u = torch.addcmul(u, row, weight)
+            u, conv_state = F.silu(u), rows[:, 1:]
         elif self.in_proj is not None:
             u = F.silu(u)
         log_a, v = self._decay_and_input(u)
