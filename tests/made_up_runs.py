@@ -9,7 +9,8 @@ from recblr.run_folder import RunFolder
 
 def write_run(
     path, model="recblr", seed=1, skill=0.5, dataset="amazon-beauty", split_hash="aa" * 32,
-    command="", finished=True, users=300, scan=None, steps=1.0, seconds=2.0, **changes,
+    command="", finished=True, users=300, scan=None, steps=1.0, seconds=2.0,
+    cpu="CPU", n_evaluated=None, counts=(22363, 198502), **changes,
 ):  # fmt: skip
     """A finished run whose ranks are drawn around `skill`, the share of users ranked first."""
     run = RunFolder(path)
@@ -23,7 +24,7 @@ def write_run(
     } | changes  # fmt: skip
     environment = {
         "command": command or f"python train.py model={model} data={dataset} seed={seed}",
-        "commit": "abc", "python": "3.11", "versions": {"torch": "2.13"}, "cpu": "CPU",
+        "commit": "abc", "python": "3.11", "versions": {"torch": "2.13"}, "cpu": cpu,
         "threads": 2, "cores": 2, "gpu": None, "scan": scan,
     }  # fmt: skip
     run.start(config, environment)
@@ -37,8 +38,13 @@ def write_run(
     metrics = RankingMetrics()
     metrics.update(torch.tensor(higher), torch.zeros(users, dtype=torch.int64))
     values = {name: float(value) for name, value in metrics.compute().items()}
-    about = {"users": users, "split_hash": split_hash, "order": "file", "interactions": 900}
-    about |= {"n_users": users, "n_items": 40, "n_targets": 1000, "n_evaluated": 2 * users}
+    about = {"users": users, "split_hash": split_hash, "order": "file", "interactions": counts[1]}
+    about |= {
+        "n_users": counts[0],
+        "n_items": 40,
+        "n_targets": 1000,
+        "n_evaluated": n_evaluated or 2 * users,
+    }
     run.write_json("test_metrics.json", values | about)
     run.write_json("floors.json", {"popularity": {k: v / 4 for k, v in values.items()}})
     ids = np.array([f"u{user}" for user in draw.permutation(users)], object)

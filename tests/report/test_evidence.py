@@ -6,7 +6,8 @@ import pytest
 from made_up_runs import write_run
 
 from recblr.report.__main__ import main
-from recblr.report.differences import differences
+from recblr.report.differences import after_holm, differences
+from recblr.report.evidence import Evidence
 from recblr.report.results import read_results, read_rows
 from recblr.report.timed import UNITS, read_timed
 
@@ -42,7 +43,8 @@ def test_a_star_where_seeds_and_users_show_a_difference(seeds, capsys):
 
 def test_no_star_over_a_better_baseline_of_one_seed(seeds, capsys):
     write_run(seeds / "gru4rec/s9", "gru4rec", 9, skill=0.5, users=500)
-    over = {(one.baseline, one.metric): one for one in differences(read_results([seeds]))}
+    found = after_holm(differences(read_results([seeds])))
+    over = {(one.baseline, one.metric): one for one in found}
     assert math.isnan(over["gru4rec", "ndcg@10"].p_seeds) and not over["gru4rec", "ndcg@10"].star
     assert over["sasrec", "ndcg@10"].star
     # Holm over two baselines, one of which has no p over seeds.
@@ -87,14 +89,14 @@ def test_without_run_folders_and_results_the_way_out_is_named(tmp_path, monkeypa
 
 
 def test_table2_counts_logs_beside_the_papers(tmp_path, capsys):
-    write_run(tmp_path / "runs/a", "popularity", users=300)
-    write_run(tmp_path / "runs/b", "popularity", users=300, dataset="own")
+    write_run(tmp_path / "runs/a", "popularity", counts=(300, 900))
+    write_run(tmp_path / "runs/b", "popularity", counts=(300, 900), dataset="own")
     text = run(capsys, "table2", tmp_path / "runs")
     assert row(text, "amazon-beauty") == ["300", "40", "900", "3.0", "50"]
     assert row(text, "own") == row(text, "amazon-beauty")
     assert row(text, "gowalla")[0] == "not run"
     assert text.count("— paper") == 6 and "| 22,363 | 12,101 | 198,502 | 8.9 | 50 |" in text
-    write_run(tmp_path / "runs/c", "markov", users=200, split_hash="bb" * 32)
+    write_run(tmp_path / "runs/c", "markov", counts=(200, 900), split_hash="bb" * 32)
     with pytest.raises(SystemExit, match="amazon-beauty: runs on different logs"):
         main(["table2", str(tmp_path / "runs")])
 
@@ -105,19 +107,19 @@ def test_the_cost_of_a_part_is_extrapolated_and_says_so(tmp_path):
     (one,) = read_timed([tmp_path / "runs"])
     # 1000 targets at 2.5 per second; one second for half of the users.
     assert one.values == dict(zip(UNITS, (400.0, 2.0, 50.0)))
-    assert (one.steps, one.scan, one.max_length) == (20, "cpu", 50)
+    assert (one.part, one.scan, one.max_length) == ("20 steps and 300 users", "cpu", 50)
 
 
 def test_table5_says_what_needs_cuda_and_keeps_the_papers_apart(tmp_path, capsys):
     write_run(tmp_path / "runs/a", scan="serial", steps=20, seconds=4.0, smoke=True)
-    write_run(tmp_path / "runs/b", scan="cpu", seconds=1.0, smoke=True)
+    write_run(tmp_path / "runs/b", scan="cpu", seconds=1.0, smoke=True, n_evaluated=300)
     write_run(tmp_path / "runs/c", scan="cpu", steps=20, seconds=9.0, smoke=True)
     write_run(tmp_path / "runs/d", "lrurec", scan="cpu", seconds=0.1, smoke=True)
     ours, papers = run(capsys, "table5", tmp_path / "runs").split("### Table 5: the paper's")
     assert row(ours, "serial scan") == ["400.0"]
     assert row(ours, "cpu (ours)") == ["100.0"]  # whole epochs before 20 steps
     assert row(ours, "fused (ours)") == ["not run (needs CUDA)"]
-    assert "Extrapolated from 20 steps" in ours and "5958" not in ours
+    assert "Extrapolated from 20 steps and 300 users." in ours and "5958" not in ours
     assert row(papers, "serial scan") == ["1022", "908", "5958"]
 
 
@@ -129,7 +131,8 @@ def test_table4_has_the_cost_of_timed_steps_and_no_accuracy_of_them(tmp_path, ca
     assert row(ours, "sasrec") == ["not run"] * 4 + ["50", "800.0", "2.0", "50.0"]
     assert row(ours, "lrurec") == ["not run"] * 4 + [""] + ["not run"] * 3
     assert row(papers, "recblr")[:2] == ["0.2696", "0.2675"]
-    write_run(tmp_path / "runs/real", dataset="xlong")
+    command = "python train.py experiment=table4 data=xlong data.path=f trainer=default"
+    write_run(tmp_path / "runs/real", dataset="xlong", command=command)
     xlong = run(capsys, "table4", tmp_path / "runs").split("### Table 4: ")[2]
     assert xlong.startswith("xlong\n")
     (metric,) = [r.metrics["hr@10"] for r in read_results([tmp_path / "runs/real"]) if r.epochs]
@@ -144,3 +147,57 @@ def test_figure4_is_drawn(tmp_path, capsys):
                       seconds=length, dataset="synthetic-xlong", datamodule=loader)  # fmt: skip
     text = run(capsys, "figure4", tmp_path / "runs", "--out", tmp_path / "out")
     assert "figure4_synthetic-xlong.svg" in text
+
+
+def test_machines_and_settings_are_never_averaged(tmp_path, capsys):
+    timed = {"scan": "cpu", "steps": 20, "smoke": True}
+    write_run(tmp_path / "runs/a", seconds=2.0, **timed)
+    write_run(tmp_path / "runs/b", seconds=8.0, cpu="Other", **timed)
+    command = "python train.py batch_size=64 trainer=timing data.path=f"
+    write_run(tmp_path / "runs/c", seconds=4.0, command=command, **timed)
+    text = run(capsys, "table5", tmp_path / "runs")
+    assert text.count("### Table 5: seconds per epoch") == 2
+    lines = [line for line in text.splitlines() if line.startswith("| cpu (ours)")]
+    assert lines == ["| cpu (ours) | 200.0 | 400.0 |", "| cpu (ours) | 800.0 |"]
+    names = run(capsys, "figure4", tmp_path / "runs", "--out", tmp_path / "out")
+    assert names.count(".png") == 3
+
+
+def test_whole_epochs_and_all_users_are_not_extrapolated(tmp_path):
+    write_run(tmp_path / "runs/a", scan="cpu", steps=1.0, smoke=True, n_evaluated=300)
+    write_run(tmp_path / "runs/b", scan="cpu", steps=0.1, smoke=True, n_evaluated=300)
+    parts = {one.part for one in read_timed([tmp_path / "runs"])}
+    assert parts == {"whole epochs", "10% of an epoch"}
+
+
+def test_holm_is_over_the_baselines_that_were_collected_at_any_time(
+    seeds, tmp_path, capsys, monkeypatch
+):
+    for seed in range(3):
+        write_run(seeds / f"gru4rec/s{seed}", "gru4rec", seed, skill=0.58, users=500)
+    together = after_holm(differences(read_results([seeds])))
+    monkeypatch.chdir(tmp_path)
+    for baseline in ("sasrec", "gru4rec"):
+        run(capsys, "collect", seeds / "recblr", seeds / baseline)
+    apart = {one.sides: one for one in Evidence.of([]).differences}
+    assert len(apart) == 12
+    for one in together:
+        assert apart[one.sides].p_users == pytest.approx(one.p_users, rel=1e-4)
+    write_run(seeds / "gru4rec/s9", "gru4rec", 9, skill=0.58, users=500)
+    run(capsys, "collect", seeds / "gru4rec")  # its differences are of three seeds: not up to date
+    assert {one.baseline for one in Evidence.of([]).differences} == {"sasrec"}
+
+
+def test_smoke_runs_have_no_difference(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / f"runs/{seed}", seed=seed, smoke=True, users=30 + seed)
+        write_run(tmp_path / f"runs/s{seed}", "sasrec", seed, smoke=True, users=30 + seed)
+    assert not differences(read_results([tmp_path / "runs"]))
+
+
+def test_the_papers_values_stand_beside_no_other_log_of_its_name(tmp_path, capsys):
+    write_run(tmp_path / "runs/a")
+    write_run(tmp_path / "runs/b", dataset="gowalla", counts=(1000, 9000))
+    for name in ("table1", "table3"):
+        beauty, gowalla = run(capsys, name, tmp_path / "runs").split("gowalla")
+        assert "— paper" in beauty and "— paper" not in gowalla

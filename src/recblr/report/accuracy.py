@@ -31,6 +31,7 @@ def table1(results: Sequence[Result], force: bool, stars: Stars) -> list[Grid]:
     for dataset, overrides, plain in by_setting(whole):
         protocols(plain, force)
         grid = Grid(f"Table 1: {dataset}{overrides}", ["seeds", *METRICS])
+        same_log = is_the_papers_log(results, dataset)
         groups = {
             (model, recipe): [r for r in plain if (r.model, r.recipe) == (model, recipe)]
             for model in (*FLOORS, *MODELS)
@@ -52,7 +53,8 @@ def table1(results: Sequence[Result], force: bool, stars: Stars) -> list[Grid]:
                     for c, metric in zip(shown, METRICS)
                 ]
             grid.add(name, [str(len(runs)) if model not in FLOORS else "", *shown])
-            add_papers(grid, paper_row("table1", dataset, model), runs)
+            if same_log:
+                add_papers(grid, paper_row("table1", dataset, model), runs)
         add_improvement(grid, trained)
         grid.notes = [
             *notes(plain),
@@ -116,7 +118,8 @@ def table3(results: Sequence[Result], force: bool = False) -> list[Grid]:
         for variant, runs in groups.items():
             shown = [cell(runs, metric, marks[metric].get(variant, "")) for metric in METRICS]
             grid.add(variant, [str(len(runs)), *shown])
-            add_papers(grid, paper_row("table3", dataset, "recblr", variant), runs)
+            if is_the_papers_log(results, dataset):
+                add_papers(grid, paper_row("table3", dataset, "recblr", variant), runs)
         grid.notes = notes(ours)
         grids.append(grid)
     return grids
@@ -162,6 +165,17 @@ def protocols(results: Sequence[Result], force: bool) -> None:
             f"{results[0].dataset}: results of different splits or protocols do not belong into "
             f"one table ({listed}); name fewer runs, or --force"
         )
+
+
+def is_the_papers_log(results: Iterable[Result], dataset: str) -> bool:
+    """Whether nothing says that a log has other users or events than in the paper's Table 2."""
+    paper, names = paper_row("table2", dataset, ""), ("n_users", "interactions")
+    logs = [
+        [r.metrics[name] for name in names]
+        for r in results
+        if r.dataset == dataset and r.model == "popularity" and names[0] in r.metrics
+    ]
+    return all(log == [paper.get("users"), paper.get("interactions")] for log in logs)
 
 
 def cell(runs: Sequence[Result], metric: str, mark: Mark = "") -> Cell:
@@ -226,5 +240,5 @@ def notes(results: Sequence[Result]) -> list[str]:
         f"Mean ± standard deviation over seeds; {one.data_split}, all items ranked, history "
         f"{masked}, order {one.order}, max_length {one.max_length}; split {one.split_hash[:12]}.",
         "Best bold, second underlined, among what was trained here. The paper's values are single "
-        "runs of its own code.",
+        "runs of its own code. Improv. compares the better recipe of either side in this table.",
     ]

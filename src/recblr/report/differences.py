@@ -1,10 +1,15 @@
-"""RecBLR against each baseline, user by user and seed by seed: `results/significance.csv`."""
+"""RecBLR against each baseline, user by user and seed by seed: `results/significance.csv`.
+
+The file has each p alone; Holm's adjustment is over the baselines that a reader has.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from recblr.evaluation.significance import has_star, holm
 from recblr.report.accuracy import MODELS, by_setting, protocols
@@ -19,80 +24,115 @@ OURS = "recblr"
 class Difference:
     """One metric of RecBLR, at one recipe, minus that of a baseline.
 
-    low, high: 95 % bootstrap interval over users. p_users (randomisation), p_seeds (Welch; NaN
-    with one run): after Holm over the baselines. star: `evaluation.significance.has_star`.
+    low, high: 95 % bootstrap interval over users. p_users: randomisation. p_seeds: Welch; NaN with
+    one run.
     """
 
     dataset: str
     overrides: str
-    metric: str
     recipe: str
-    runs: int
+    metric: str
     baseline: str
     baseline_recipe: str
+    split_hash: str
+    runs: int
     baseline_runs: int
     difference: float
     low: float
     high: float
     p_users: float
     p_seeds: float
-    star: bool
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """What a table of one data set looks it up by."""
-        return (self.metric, self.recipe, self.baseline, self.baseline_recipe)
+        """What is compared, by which metric, on which data set."""
+        return (
+            *(self.dataset, self.overrides, self.recipe),
+            *(self.metric, self.baseline, self.baseline_recipe),
+        )
+
+    @property
+    def star(self) -> bool:
+        """Whether RecBLR is better, if both p are after Holm."""
+        enough = has_star(self.p_users, self.p_seeds, self.runs, self.baseline_runs)
+        return self.difference > 0 and enough
+
+    def is_of(self, results: Sequence[Result]) -> bool:
+        """Whether it is of all runs of its two sides that are among the results."""
+        here = (self.dataset, self.overrides, self.split_hash, "default")
+        count = Counter(
+            (r.model, r.recipe)
+            for r in results
+            if (r.dataset, r.overrides, r.split_hash, r.variant) == here
+        )
+        ours, others = count[OURS, self.recipe], count[self.baseline, self.baseline_recipe]
+        return (ours, others) == (self.runs, self.baseline_runs)
 
 
 COLUMNS = tuple(field.name for field in fields(Difference))
 
 
-def differences(results: Sequence[Result], force: bool = False) -> list[Difference]:
-    """Of every recipe of RecBLR to every baseline with run folders, by data set and setting."""
+def differences(results: Sequence[Result]) -> list[Difference]:
+    """Of every recipe of RecBLR to every baseline with run folders, by data set and setting.
+
+    Smoke runs are left out: each seed evaluates other users.
+    """
     found: list[Difference] = []
-    whole = [r for r in results if r.variant == "default" and r.path is not None]
+    whole = [r for r in results if r.variant == "default" and r.path is not None and not r.smoke]
     for dataset, overrides, plain in by_setting(whole):
-        protocols(plain, force)
+        protocols(plain, force=False)
         groups: dict[tuple[str, str], list[Result]] = {}
         for run in plain:
-            if run.model in MODELS:
-                groups.setdefault((run.model, run.recipe), []).append(run)
+            groups.setdefault((run.model, run.recipe), []).append(run)
         for (model, recipe), ours in groups.items():
-            others = {key: runs for key, runs in groups.items() if key[0] != OURS}
-            if model == OURS and others:
-                for metric in METRICS:
-                    found += _against(dataset, overrides, recipe, ours, others, metric)
+            if model != OURS:
+                continue
+            for key, runs in groups.items():
+                if key[0] in MODELS and key[0] != OURS:
+                    for metric in METRICS:
+                        sides = (dataset, overrides, recipe, metric, *key)
+                        found.append(_difference(sides, ours, runs))
     return found
 
 
-def _against(
-    dataset: str,
-    overrides: str,
-    recipe: str,
-    ours: list[Result],
-    others: dict[tuple[str, str], list[Result]],
-    metric: str,
-) -> list[Difference]:
-    here = Path(dataset)
-    one = [
-        (key, len(runs), compare_groups(Group(here, ours), Group(here, runs), metric))
-        for key, runs in others.items()
-    ]
-    p_users = holm([c.p_users for _, _, c in one])
-    p_seeds = holm([c.p_seeds for _, _, c in one])
+def _difference(sides: tuple[str, ...], ours: list[Result], others: list[Result]) -> Difference:
+    dataset, overrides, recipe, metric, baseline, baseline_recipe = sides
+    one = compare_groups(Group(Path(dataset), ours), Group(Path(dataset), others), metric)
+    return Difference(
+        dataset,
+        overrides,
+        recipe,
+        metric,
+        baseline,
+        baseline_recipe,
+        ours[0].split_hash,
+        len(ours),
+        len(others),
+        one.difference,
+        one.low,
+        one.high,
+        one.p_users,
+        one.p_seeds,
+    )
+
+
+def after_holm(found: Iterable[Difference]) -> list[Difference]:
+    """With both p adjusted over the baselines of one data set, setting, recipe and metric."""
+    families: dict[tuple[str, ...], list[Difference]] = {}
+    for one in found:
+        families.setdefault(one.sides[:4], []).append(one)
     return [
-        Difference(
-            dataset, overrides, metric, recipe, len(ours), *key, runs, c.difference, c.low, c.high,
-            of_users, of_seeds,
-            c.difference > 0 and has_star(of_users, of_seeds, len(ours), runs),
+        replace(one, p_users=p_users, p_seeds=p_seeds)
+        for family in families.values()
+        for one, p_users, p_seeds in zip(
+            family, holm([o.p_users for o in family]), holm([o.p_seeds for o in family])
         )
-        for (key, runs, c), of_users, of_seeds in zip(one, p_users, p_seeds)
-    ]  # fmt: skip
+    ]
 
 
 def read_differences(file: Path) -> list[Difference]:
     """The rows of a `significance.csv`."""
-    types = {"runs": int, "baseline_runs": int, "star": "True".__eq__}
+    types: dict[str, Any] = {"runs": int, "baseline_runs": int}
     types |= dict.fromkeys(("difference", "low", "high", "p_users", "p_seeds"), float)
     return [
         Difference(**{name: types.get(name, str)(row[name]) for name in COLUMNS})
@@ -102,9 +142,10 @@ def read_differences(file: Path) -> list[Difference]:
 
 def append_differences(file: Path, new: Iterable[Difference]) -> None:
     """Add rows to a `significance.csv`, in place of those of the same comparisons."""
-    rows = {}
-    for one in [*(read_differences(file) if file.exists() else []), *new]:
-        rows[(one.dataset, one.overrides, *one.sides)] = one
-    shown = ({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(one).items()}
-             for _, one in sorted(rows.items()))  # fmt: skip
+    rows = {one.sides: one for one in (read_differences(file) if file.exists() else [])}
+    rows |= {one.sides: one for one in new}
+    shown = (
+        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(rows[sides]).items()}
+        for sides in sorted(rows)
+    )
     write_csv(file, COLUMNS, shown)

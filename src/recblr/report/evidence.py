@@ -10,6 +10,7 @@ from pathlib import Path
 from recblr.report.accuracy import Stars
 from recblr.report.differences import (
     Difference,
+    after_holm,
     append_differences,
     differences,
     read_differences,
@@ -55,23 +56,29 @@ class Evidence:
         results = read_csv(RESULTS / ACCURACY)
         if (RESULTS / CURVES).exists():
             results = with_curves(results, RESULTS / CURVES)
-        return cls(results, read_timed_csv(RESULTS / SPEED), RESULTS)
+        timed = read_timed_csv(RESULTS / SPEED) if (RESULTS / SPEED).exists() else []
+        return cls(results, timed, RESULTS)
 
     @cached_property
-    def differences(self) -> list[Difference]:
-        """Of RecBLR to every baseline."""
+    def raw_differences(self) -> list[Difference]:
+        """Of RecBLR to every baseline, each p alone.
+
+        Of a file those that are of all runs that `accuracy.csv` has: others are not up to date.
+        """
         if self.folder is None:
             return differences(self.results)
         file = self.folder / SIGNIFICANCE
-        return read_differences(file) if file.exists() else []
+        found = read_differences(file) if file.exists() else []
+        return [one for one in found if one.is_of(self.results)]
+
+    @property
+    def differences(self) -> list[Difference]:
+        """With p after Holm over the baselines."""
+        return after_holm(self.raw_differences)
 
     @property
     def stars(self) -> Stars:
-        return {
-            (one.dataset, one.overrides, one.recipe, one.metric, one.baseline, one.baseline_recipe)
-            for one in self.differences
-            if one.star
-        }
+        return {one.sides for one in self.differences if one.star}
 
     def write(self, folder: Path) -> dict[Path, str]:
         """Add what run folders hold to the files of a folder; says how much went where.
@@ -79,14 +86,15 @@ class Evidence:
         A smoke run has a cost and no accuracy.
         """
         real = [result for result in self.results if not result.smoke]
+        found = self.raw_differences  # before a file is touched
         total = append_csv(folder / ACCURACY, real)
         append_curves(folder / CURVES, (result for result in real if result.curve))
-        append_differences(folder / SIGNIFICANCE, self.differences)
+        append_differences(folder / SIGNIFICANCE, found)
         for run in self.runs:
             record(folder / SPEED, as_rows(run), run.setting)
         return {
             folder / ACCURACY: f"{len(real)} runs and floors added, {total} in the file",
             folder / CURVES: f"{sum(len(r.curve) for r in real)} epochs",
-            folder / SIGNIFICANCE: f"{len(self.differences)} differences",
+            folder / SIGNIFICANCE: f"{len(found)} differences",
             folder / SPEED: f"{len(self.runs)} timed runs",
         }

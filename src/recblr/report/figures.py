@@ -32,11 +32,12 @@ def figure6(results: Sequence[Result], force: bool = False) -> dict[str, Figure]
 def figure4(runs: Sequence[Timed]) -> dict[str, Figure]:
     """Cost of an epoch against the longest history, a figure per log and machine (Figure 4)."""
     figures = {}
-    for log, device in sorted({(run.log, run.setting.device) for run in runs}):
-        here = [one for one in runs if (one.log, one.setting.device) == (log, device)]
+    places = sorted({(run.dataset, run.log, run.machine) for run in runs})
+    for number, (dataset, log, machine) in enumerate(places, 1):
+        here = [one for one in runs if (one.log, one.machine) == (log, machine)]
         figure = Figure((COLUMN, 1.9 * COLUMN), layout="constrained", dpi=DPI)
         panels = figure.subplots(3, 1, sharex=True)
-        memory = "resident" if "cores" in device else "allocated"
+        memory = "resident" if "cores" in machine else "allocated"
         labels = ("training, s/epoch", "inference, s", f"peak {memory} memory, MB")
         for axes, unit, label in zip(panels, UNITS, labels):
             for model in dict.fromkeys((*LONG, *sorted({one.model for one in here}))):
@@ -48,10 +49,11 @@ def figure4(runs: Sequence[Timed]) -> dict[str, Figure]:
                     axes.plot(lengths, values, "o-", markersize=3, linewidth=1.2, label=model)
             axes.set_ylim(bottom=0)
             _finish(axes, "", "", label, legend=False)
-        panels[0].set_title(f"{log}\n{device}\n{extrapolated(here)}", fontsize=7)
+        panels[0].set_title(f"{log}\n{machine}\n{extrapolated(here)}", fontsize=7)
         panels[0].legend(fontsize=6, frameon=False)
         panels[-1].set_xlabel("max_length", fontsize=8)
-        figures[f"figure4_{here[0].dataset}"] = figure
+        alone = [place[0] for place in places].count(dataset) == 1
+        figures[f"figure4_{dataset}" + ("" if alone else f"_{number}")] = figure
     return figures
 
 

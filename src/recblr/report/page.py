@@ -19,9 +19,9 @@ SPEEDS = (
 )
 HEAD = """# Results
 
-Written by `python -m recblr.report page` from the files in [results/](results): one figure a row,
-with machine, versions, commit and command beside it. `python -m recblr.report collect RUNS` adds
-runs to them.
+Written by `python -m recblr.report page` from the files in [results/](results). In `accuracy.csv`
+and `speed.csv` a figure is a row with machine, versions, commit and command beside it.
+`python -m recblr.report collect RUNS` adds runs to them.
 
 Protocol: leave-one-out, every item ranked, history included, HR, NDCG and MRR exact under ties; a
 split's hash stands under its table. The paper's values are single runs of its own code on its own
@@ -91,11 +91,11 @@ def _speeds(rows: Sequence[dict[str, str]]) -> Iterable[Grid]:
     """A grid per kind of figure and machine."""
     for what, unit, title in SPEEDS:
         here = [row for row in rows if (row["what"], row["unit"]) == (what, unit)]
-        for device in sorted({row["device"] for row in here}):
-            on = [row for row in here if row["device"] == device]
+        for device, threads in sorted({(row["device"], row["threads"]) for row in here}):
+            on = [row for row in here if (row["device"], row["threads"]) == (device, threads)]
             cases = sorted({row["case"] for row in on})
             values = {(row["backend"], row["case"]): row["value"] for row in on}
-            grid = Grid(f"{title}: {device}", cases)
+            grid = Grid(f"{title}: {device}, {threads} threads", cases)
             for backend in sorted({row["backend"] for row in on}):
                 grid.add(backend, [values.get((backend, case), "") for case in cases])
             commits = sorted({row["commit"] for row in on})

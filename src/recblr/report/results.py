@@ -18,7 +18,7 @@ from recblr.report.tables import evaluated_on, run_metrics
 from recblr.run_folder import METRICS, RunFolder, model_name
 
 # Overrides that are columns of their own, or that cannot change a result.
-_ELSEWHERE = ("data", "model", "ablation", "recipe", "seed", "logger", "experiment")
+_ELSEWHERE = ("data", "model", "ablation", "seed", "logger", "experiment", "trainer")
 _ELSEWHERE += ("data.path", "data.urls", "data.sha256", "test", "overwrite", "resume")
 
 COUNTS = ("n_users", "n_items", "interactions")  # of a log, after its filter
@@ -128,6 +128,7 @@ def overrides_of(command: str) -> str:
         for word in settings
         if (key := word.split("=", 1)[0].lstrip("+")) not in _ELSEWHERE
         and not key.startswith(("paths.", "hydra.", "logger."))
+        and not word.startswith(("recipe=usual/", "recipe=tuned/"))  # told by the column
     }
     return " ".join(kept[key] for key in sorted(kept))
 

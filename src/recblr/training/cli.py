@@ -62,20 +62,23 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         # Each run folder has its own config.yaml.
         Path(config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)
-        if self.report and (self.runs or not self.failed):
-            runs = self.runs or [config.paths.runs]
+        # Another launcher's jobs end in processes of their own.
+        ours = "Basic" in config.hydra.launcher._target_
+        runs, problems = self.runs if ours else [config.paths.runs], []
+        if self.report and runs:
             command = [sys.executable, "-m", "recblr.report", self.report, *runs]
             done = subprocess.run(command, capture_output=True, text=True)
             print(done.stdout, end="")
-            if done.returncode:
-                sys.exit(done.stderr.strip())
+            problems += [done.stderr.strip()] * bool(done.returncode)
         total = len(self.runs) + len(self.failed) + len(self.cannot_run)
         if self.cannot_run:
             first = f"{len(self.cannot_run)} of {total} runs need a scan that does not run here:"
             log.warning("\n  ".join([first, *self.cannot_run]))
         if self.failed:
             first = f"error: {len(self.failed)} of {total} runs failed:"
-            sys.exit("\n  ".join([first, *self.failed]))
+            problems.append("\n  ".join([first, *self.failed]))
+        if problems:
+            sys.exit("\n".join(problems))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -104,7 +105,7 @@ def search(cfg: DictConfig, overrides: list[str], train: Callable[..., Path]) ->
         log.info("a smoke search writes no recipe")
         return file
     name = f"{cfg.data.name}/{variant_name(cfg)}"
-    recipe = Path(cfg.search.recipes) / f"{name}.yaml"
+    recipe = _folder(cfg) / f"{name}.yaml"
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(_recipe(cfg, study, split_hash, overrides), encoding="utf-8")
     log.info("written: %s, used by recipe=tuned/%s", recipe, name)
@@ -148,6 +149,14 @@ def _journal(cfg: DictConfig) -> tuple[Path, str]:
     config = OmegaConf.to_container(cfg, resolve=True)
     run = RunFolder.of(config | {"searched": asked}, data.split_hash).path
     return run.with_name(f"search-{run.name}.journal"), data.split_hash
+
+
+def _folder(cfg: DictConfig) -> Path:
+    """Where recipes go: beside those that Hydra reads, unless `search.recipes` names a folder."""
+    if cfg.search.recipes is not None:
+        return Path(cfg.search.recipes)
+    sources = HydraConfig.get().runtime.config_sources
+    return Path(next(s.path for s in sources if s.provider == "main"), "recipe", "tuned")
 
 
 def _study(cfg: DictConfig, file: Path) -> optuna.Study:

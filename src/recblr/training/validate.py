@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from recblr.data.datamodule import Part
 from recblr.models.saved import build, build_model, locate
 from recblr.ops.dropout import HAS_NUMBA
-from recblr.run_folder import model_name
+from recblr.run_folder import model_name, variant_name
 from recblr.training.module import Precision
 from recblr.training.objectives import leak
 
@@ -144,12 +144,13 @@ def known_keys(config_file: Path) -> set[str]:
 
 
 def _check_recipe_is_of_the_model(cfg: DictConfig, recipe: str | None) -> None:
-    """`usual/<model>` and `tuned/<data>/<model>` hold what was chosen for one model."""
-    group, _, name = (recipe or "").rpartition("/")
-    if group and name.split("-")[0] != model_name(cfg):
+    """`usual/<model>` and `tuned/<data>/<model>` hold what was chosen for one of each."""
+    kind, _, rest = (recipe or "").partition("/")
+    own = {"usual": model_name(cfg), "tuned": f"{cfg.data.name}/{variant_name(cfg)}"}.get(kind)
+    if own is not None and rest != own:
         raise ValueError(
-            f"recipe={recipe}: its values are those of {name}, and this is {model_name(cfg)}; set "
-            f"model={name}, or leave recipe= out"
+            f"recipe={recipe}: its values are not those of this run, which would be "
+            f"recipe={kind}/{own}; choose its model and data set, or leave recipe= out"
         )
 
 
