@@ -88,17 +88,16 @@ def accuracy_against_time(results: Sequence[Result], force: bool = False) -> dic
         axes = figure.subplots()
         for model in sorted({run.model for run in runs}):
             ours = [run for run in runs if run.model == model]
-            axes.plot(
-                [run.seconds for run in ours],
-                [run.metrics["ndcg@10"] for run in ours],
-                "o",
-                markersize=4,
-                label=model,
-            )
+            x = [run.seconds for run in ours]
+            y = [run.metrics["ndcg@10"] for run in ours]
+            axes.plot(x, y, "o", markersize=4)
+            place = (mean(x), mean(y))
+            axes.annotate(model, place, (4, 3), textcoords="offset points", fontsize=6)
         axes.set_xscale("log")
+        axes.margins(x=0.25, y=0.12)
         devices = sorted({run.device for run in runs})
         where = devices[0] if len(devices) == 1 else f"{len(devices)} machines"
-        _finish(axes, f"{dataset}, on {where}", "seconds of training", "test NDCG@10")
+        _finish(axes, f"{dataset}\n{where}", "seconds of training", "test NDCG@10", False)
         figures[f"time_{dataset}"] = figure
     return figures
 
