@@ -1,11 +1,11 @@
 """Streaming, top k and memory of inference: is it exact, and what does it cost?
 
-streams: one user's events one by one; RecBLR, GRU4Rec and LRURec against their own whole pass, and
-the cost of the next event, beside a SASRec that computes the user anew. event: one event and the
-user's top 10. batches: events of many users at once. memory: a fresh process with a million users.
-users: the top 10 of every user of a log beside RecTools, and the evaluation of its test split
-beside a training epoch; needs --beauty. Weights are those of the start, D = 64: they change no
-cost.
+streams: users' events one by one; RecBLR, GRU4Rec and LRURec against their own whole pass, and the
+cost of the next event of each, in turns, beside a SASRec that computes a user anew. event: one
+event and the user's top 10. batches: events of many users at once. memory: a fresh process with a
+million users. users: the top 10 of every user of a log beside RecTools, and the evaluation of its
+test split beside a training epoch; needs --beauty. Weights are those of the start, D = 64: they
+change no cost.
 
 Example: python benchmarks/bench_inference.py --beauty amazon-beauty.txt.gz
 """
@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from bench_bd_lru import judged, scaled
 from bench_peers import DATA, environment, figures, job_of, parsed, parser_of, train
-from timing import ROOT, Row, Setting, Spread, in_fresh_process, measure, record
+from timing import ROOT, Row, Setting, Spread, in_fresh_process, record
 
 from recblr.data.batch import SequenceBatch
 from recblr.data.catalog import LogFile
-from recblr.inference import Recommender
+from recblr.inference import Live, Recommender
 from recblr.models.gru4rec import GRU4Rec
 from recblr.models.lrurec import LRURec
 from recblr.models.recblr import RecBLR
@@ -40,7 +40,8 @@ CLASSES = {"recblr": RecBLR, "gru4rec": GRU4Rec, "lrurec": LRURec}
 ITEMS = 12_101  # Beauty's
 LENGTHS = (1, 10, 100, 1_000, 10_000, 100_000)
 ANEW = 10_000  # the longest history that SASRec computes anew
-TIMED = 300  # events at each length
+TIMED = 300  # next events at each length
+TURNS = 5  # of SASRec's lengths
 EVENTS = 3_000  # of `event`
 STREAMED, AT_ONCE = 20_000, 4_096  # users of `batches`, events of an update
 USERS = 1_000_000
@@ -64,11 +65,11 @@ def history(events: int) -> list[str]:
 
 
 def whole_pass(rec: Recommender, events: Sequence[str]) -> torch.Tensor:
-    """(D',): the representation after all events, however many."""
+    """(T, D'): the representation after each of T events, however many."""
     host = torch.tensor([0, len(events)])
     items, none = torch.tensor(list(map(int, events))), torch.tensor([0])
     with torch.inference_mode():
-        return rec.model.encode(SequenceBatch(items, host, none, none, host))[-1]
+        return rec.model.encode(SequenceBatch(items, host, none, none, host))
 
 
 def each(call: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[float]:
@@ -81,41 +82,59 @@ def each(call: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[flo
     return seconds
 
 
+def next_events(live: Live, users: dict[int, str], events: Sequence[str]) -> dict[int, Spread]:
+    """Seconds of event number n + 1 of the user who has had n, for each n in `users`.
+
+    Every user in turn, in alternating order, so that all see the same clock; after each turn but
+    the last the states are put back.
+    """
+    tables = [*zip(live.tables, live.dims), (live.representations, 0)]
+    parts = [table.narrow(dim, 0, len(live)) for table, dim in tables]
+    before = [part.clone() for part in parts]
+    seconds: dict[int, list[float]] = {length: [] for length in users}
+    for turn in range(TIMED):
+        with torch.inference_mode():
+            for part, kept in zip(parts, before):
+                part.copy_(kept)
+        for length in list(users)[:: 1 if turn % 2 else -1]:
+            seconds[length] += each(live.update, [(users[length], events[length])])
+    return {length: Spread.of(of_length) for length, of_length in seconds.items()}
+
+
 def bench_streams(options: argparse.Namespace) -> list[Row]:
     rows, curves = [], {}
-    events = history(LENGTHS[-1] + TIMED * (len(LENGTHS) + 1))
+    events = history(LENGTHS[-1] + 1)
     for name, cls in CLASSES.items():
         rec = recommender(cls)
-        live, fed, curve = rec.start(), 0, {}
-        live.update(["warm-up"] * 10, events[:10])
-        for length in LENGTHS:
-            if length > fed:
-                live.update(["user"] * (length - fed), events[fed:length])
-                fed = length
-            exact = whole_pass(rec, events[:fed])
-            got = live.representations[live.slots["user"]]
+        users = {length: f"user {length}" for length in LENGTHS}
+        live = rec.start((user, events[:length]) for length, user in users.items())
+        fed = live.representations.clone()
+        spent = next_events(live, users, events)
+        for length, user in users.items():
+            exact = whole_pass(rec, events[: length + 1])[-2:]  # before and after the timed event
+            slot = live.slots[user]
+            got = torch.stack((fed[slot], live.representations[slot]))
             error = float((got - exact).abs().max() / exact.abs().max())
-            new = events[fed : fed + TIMED]
-            spent = Spread.of(each(live.update, [("user", item) for item in new]))
-            fed += len(new)
-            curve[length] = spent.median
             rows.append(Row("inference", f"error after {length} events", name, "share", error))
-            micro = scaled(spent, 1e6)
+            micro = scaled(spent[length], 1e6)
             rows.append(Row("inference", f"next event after {length}", name, "us", *micro))
             verdict = f"{judged(error <= BARS['error'])} at most {BARS['error']:g}"
             print(f"{name} after {length:,} events: {micro[0]:.0f} us for the next,", end=" ")
             print(f"error {error:.1e} {verdict}", flush=True)
+        curves[name] = curve = {length: spread.median for length, spread in spent.items()}
         ratio, most = curve[LENGTHS[-1]] / curve[10], BARS["longest over 10"]
         print(f"    {LENGTHS[-1]:,} over 10: {ratio:.2f}x {judged(ratio <= most)} at most {most}x")
-        curves[name] = curve
     curves["sasrec, computed anew"] = curve = {}
-    for length in (length for length in LENGTHS if length <= ANEW):
-        rec = recommender(SASRec, max_length=length)
-        given = [("user", events[:length])]
-        repeats = max(3, min(TIMED, 10_000 // length))
-        spent = measure(lambda rec=rec, given=given: rec.user_vectors(given), repeats)
-        curve[length] = spent.median
-        micro = scaled(spent, 1e6)
+    seconds: dict[int, list[float]] = {length: [] for length in LENGTHS if length <= ANEW}
+    models = {length: recommender(SASRec, max_length=length) for length in seconds}
+    for turn in range(1 + TURNS):
+        for length, rec in models.items():
+            calls = [([("user", events[:length])],)] * max(1, min(TIMED, ANEW // length) // TURNS)
+            spent = each(rec.user_vectors, calls)
+            seconds[length] += spent if turn else []  # the first warms up
+    for length, of_length in seconds.items():
+        micro = scaled(Spread.of(of_length), 1e6)
+        curve[length] = micro[0] / 1e6
         rows.append(Row("inference", f"next event after {length}", "sasrec", "us", *micro))
         print(f"sasrec after {length:,} events: {micro[0]:.0f} us, computed anew", flush=True)
     draw(curves, options.figure)
@@ -191,7 +210,7 @@ def bench_memory(options: argparse.Namespace) -> list[Row]:
     ]
 
 
-def bench_users(options: argparse.Namespace, setting: Setting) -> Iterator[tuple[Row, str]]:
+def bench_users(options: argparse.Namespace) -> Iterator[tuple[Row, str]]:
     """Rows, and the versions that they hold for."""
     data = DATA["beauty"]
     with tempfile.TemporaryDirectory(prefix="bench_inference-") as folder:
@@ -260,7 +279,7 @@ def run(options: argparse.Namespace) -> None:
         if part != "users":
             record(options.out, benches[part](options), setting)
         elif options.beauty:
-            for row, versions in bench_users(options, setting):
+            for row, versions in bench_users(options):
                 record(options.out, [row], setting._replace(versions=versions))
     print(f"recorded in {options.out}")
 

@@ -1,6 +1,7 @@
 """Recommenders of small models with random weights and raw ids `i1`, `i2`, ..."""
 
 import inspect
+from pathlib import Path
 
 import torch
 from batches import scramble
@@ -38,3 +39,15 @@ def made_up(name="recblr", n_items=V, seed=0, **changes):
     rest = {"user_ids": USERS} if name == "fpmc" else {}
     std = 0.1 if name == "gru4rec" else 0.3  # chaos would amplify any rounding
     return Recommender(scramble(model, std), about(name, n_items, **rest))
+
+
+def checkpoint(rec: Recommender, folder: Path, **changes) -> Path:
+    """As `train.py` leaves it. changes: arguments of the model that the config has anew."""
+    sizes = {"d_model": 16, "max_length": LONGEST}
+    node = rec.about["config"]["model"]
+    accepted = inspect.signature(type(rec.model)).parameters
+    node = node | {key: value for key, value in sizes.items() if key in accepted} | changes
+    about = rec.about | {"config": rec.about["config"] | {"model": node}}
+    weights = {f"model.{name}": weight for name, weight in rec.model.state_dict().items()}
+    torch.save({"state_dict": weights, "recblr": about}, folder / "best.ckpt")
+    return folder / "best.ckpt"

@@ -26,8 +26,16 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_it_measures_streams_events_and_batches(bench, tmp_path, capsys):
+def test_it_measures_streams_events_and_batches(bench, tmp_path, monkeypatch, capsys):
     out, figure, lengths = tmp_path / "speed.csv", tmp_path / "figure.png", (1, 10, 30)
+    checked, whole_pass = [], bench.whole_pass
+
+    def noted(rec, events):
+        checked.append(len(events))
+        return whole_pass(rec, events)
+
+    monkeypatch.setattr(bench, "whole_pass", noted)
+    monkeypatch.setattr(bench, "TIMED", 12)  # more than from one length to the next
     parts = ("--only", "streams", "event", "batches", "--threads", "1")
     bench.main([*parts, "--out", str(out), "--figure", str(figure)])
     assert {(row["case"], row["backend"], row["unit"]) for row in rows(out)} == {
@@ -39,6 +47,8 @@ def test_it_measures_streams_events_and_batches(bench, tmp_path, capsys):
     }  # fmt: skip
     assert figure.stat().st_size > 0
     printed = capsys.readouterr().out
+    # Exact at each length and after the event that was timed there, the last of 12 turns.
+    assert checked == [2, 11, 31] * 3
     assert len(re.findall("PASS at most 1e-05", printed)) == 9
     assert len(re.findall("PASS|FAIL", printed)) == 9 + 3 + 1 + 1
 

@@ -1,4 +1,5 @@
 import json
+import logging
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from batches import batch_of, random_sequences
-from made_up_model import V, made_up
+from made_up_model import LONGEST, V, checkpoint, made_up
 from torch.utils._pytree import tree_leaves
 
 from recblr.inference import export as module
@@ -17,7 +18,7 @@ from recblr.models.base import block_scorer
 pytestmark = pytest.mark.skipif(
     bool(missing_packages()), reason="needs pip install 'recblr[serving]'"
 )
-LENGTHS = [1, 9, 20, 2]
+LENGTHS = [1, 9, LONGEST + 10, 2]  # a longer one than `recommend` sees
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
@@ -95,7 +96,7 @@ def assert_close(got, exact):
 def test_weights_and_ids_are_files_that_others_read(tmp_path):
     from safetensors import safe_open
 
-    rec = made_up("sasrec")  # without a step: no ONNX
+    rec = made_up("sasrec")
     assert len(export(rec, tmp_path)) == 2
     with safe_open(tmp_path / "model.safetensors", "numpy") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -103,6 +104,38 @@ def test_weights_and_ids_are_files_that_others_read(tmp_path):
     for name, weight in rec.model.state_dict().items():
         assert (weights[name] == weight.numpy()).all()
     assert json.loads((tmp_path / "item_ids.json").read_text()) == rec.about["item_ids"]
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [("sasrec", "has no step()"), ("fpmc", "starts from a vector of the user")],
+)
+def test_a_model_that_onnx_cannot_hold_is_exported_without(name, why, tmp_path, capsys):
+    run = str(checkpoint(made_up(name), tmp_path))
+    main(["export", run, "--out", str(tmp_path / "exported")])
+    names = {path.name for path in (tmp_path / "exported").iterdir()}
+    assert names == {"model.safetensors", "item_ids.json"}
+    assert f"\n{name} {why}: no ONNX\n" in capsys.readouterr().out
+
+
+def test_a_run_of_a_scan_that_only_a_gpu_has_is_exported(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("recblr.inference.__main__.export", lambda rec, folder: [folder / "made"])
+    run = str(checkpoint(made_up(), tmp_path, scan="fused"))
+    main(["export", run, "--out", "exported"])
+    assert capsys.readouterr().out == "written: exported/made\n"
+
+
+def test_an_export_that_fails_leaves_the_log_level(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no graph")
+
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    monkeypatch.setattr(module.torch.onnx, "export", fail)
+    with pytest.raises(RuntimeError, match="no graph"):
+        module.step_graph(made_up().model)
+    assert logger.level == level != logging.ERROR
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch, tmp_path, capsys):

@@ -96,6 +96,9 @@ def test_a_table_that_is_spread_over_parts_on_disk_is_the_same(tmp_path, monkeyp
         ("user,item,time\n1,2,soon\n1,2,7\n", "time 'soon' cannot be read"),
         ('{"user": 1, "items": [2]}\n{"user": 1, "items": 3}\n', "line 2: items is 3, expected"),
         ('{"user": 1, "items": [2]}\nnothing\n', "line 2: not a JSON object on one line"),
+        ('{"items": [2], "user": 1}\n{"items": [2]}\n', "line 2: user is empty"),
+        ("user_id,item\n1,2\n,3\n,4\n", "user_id is empty in 2 rows"),
+        ('{"user": 1, "item": 2}\n{"user": null, "item": 2}\n', "user is empty in 1 rows"),
         ('{"user": 1}\n', r"no column item_id or item \(found: user\)"),
         ("PAR1 and no more", "not a readable Parquet file"),
     ],
@@ -115,6 +118,16 @@ def test_files_that_are_not_there_are_named(tmp_path):
         read_ids("deny", "absent.txt")
     (tmp_path / "ids.txt").write_text("\ufeff7\n\n 0008 \n")
     assert read_ids("allow", tmp_path / "ids.txt") == ["7", "0008"]
+
+
+def test_rows_without_a_user_are_counted_over_the_whole_file(tmp_path, monkeypatch):
+    frame = pd.DataFrame({"uid": [1, None, 2, None, None], "item": list("abcde")})
+    frame.to_parquet(tmp_path / "a.parquet")
+    monkeypatch.setattr(files, "ROWS", 2)
+    for part in (files.PART, 100):
+        monkeypatch.setattr(files, "PART", part)
+        with pytest.raises(ValueError, match=r"a\.parquet: uid is empty in 3 rows; fill or drop"):
+            read(tmp_path / "a.parquet", user="uid")
 
 
 TOP = Top(

@@ -87,6 +87,19 @@ def test_one_event_unknown_items_and_numbers_of_them():
     assert live.recommend(["cas"], 2).sources.tolist() == ["popularity"]
     with pytest.raises(ValueError, match="2 users and 1 items: as many of each"):
         live.update(["ann", "bob"], ["i1"])
+    for users, items in (("ann", ["i1", "i2", "i3"]), (["ann", "bob"], "i1"), (7, ["i1"])):
+        with pytest.raises(ValueError, match="one id and several: give one user and one item"):
+            live.update(users, items)
+    assert list(live.slots) == ["ann", "bob"]
+
+
+def test_a_state_reaches_further_back_than_what_recommend_sees():
+    rec, history = made_up(), streams([LONG])["u0"]
+    live = rec.start([("u", raw(history))])
+    _, anew = rec.user_vectors([("u", raw(history))])
+    assert error(live.representations[0], represented(rec, history)) < 1e-5
+    assert error(torch.from_numpy(anew[0]), represented(rec, history[-LONGEST:])) < 1e-5
+    assert error(live.representations[0], torch.from_numpy(anew[0])) > 1e-3
 
 
 def test_tables_grow_by_doubling_and_a_user_costs_state_and_representation():
@@ -109,7 +122,6 @@ def test_repeats_of_seen_items_are_dropped_and_none_is_forgotten():
     items = [1 + n % 11 for n in range(5 * SLACK)]
     for item in items:
         live.update("u", f"i{item}")
-        live.recommend(["u"], 1)
         assert len(live.seen[0]) <= 2 * 11 + SLACK
     assert set(live.recommend(["u"], V - 11).item_ids[0]) == set(raw(range(12, V + 1)))
 
@@ -129,6 +141,17 @@ def test_states_are_saved_and_loaded_and_go_on(name, tmp_path):
     assert torch.equal(again.representations[:4], live.representations[:4])
     assert again.recommend(users, 4).item_ids.tolist() == live.recommend(users, 4).item_ids.tolist()
     assert [p.name for p in tmp_path.iterdir()] == ["states.arrow"]
+
+
+@pytest.mark.parametrize("name, changes", [("fpmc", {}), ("recblr", {"released": True})])
+def test_states_of_nobody_are_saved_too(name, changes, tmp_path):
+    rec = made_up(name, **changes)
+    rec.start().save(tmp_path / "states.arrow")
+    again, live = rec.start(states=tmp_path / "states.arrow"), rec.start()
+    assert len(again) == 0
+    for each in (again, live):
+        each.update("ann", "i1")
+    assert torch.equal(again.representations[0], live.representations[0])
 
 
 def test_states_of_another_model_are_refused_and_rebuilt_from_histories(tmp_path):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from batches import batch_of
-from made_up_model import CLASSES, LONGEST, USERS, V, about, made_up
+from made_up_model import CLASSES, LONGEST, USERS, V, about, checkpoint, made_up
 
 from recblr.inference import Recommender
-from recblr.inference.recommender import POPULARITY, recurrent_models
+from recblr.inference.recommender import POPULARITY
 from recblr.models.base import block_scorer
 from recblr.models.popularity import Popularity
 
@@ -164,10 +164,24 @@ def test_numbers_are_ids_too():
     assert rec.recommend([(7, [3, 9, np.int64(3)])], 3).skipped == 0
 
 
-def test_models_with_a_state_are_named_for_one_without():
-    assert recurrent_models() == ["fpmc", "gru4rec", "lrurec", "recblr"]
-    with pytest.raises(ValueError, match=r"sasrec has no step\(\).*fpmc, gru4rec, lrurec, recblr"):
+def test_a_model_without_a_step_has_no_states():
+    with pytest.raises(ValueError, match=r"sasrec has no step\(\): recommend\(\) computes"):
         made_up("sasrec").start()
+
+
+def test_auto_is_a_scan_for_any_model_and_another_only_for_those_that_have_one(tmp_path):
+    path = checkpoint(made_up("sasrec"), tmp_path)
+    assert Recommender.load(path, scan="auto", device="cpu").name == "sasrec"
+    with pytest.raises(ValueError, match="scan=reference: sasrec has no scan"):
+        Recommender.load(path, scan="reference", device="cpu")
+
+
+def test_a_checkpoint_without_counts_is_refused(tmp_path):
+    rec = made_up()
+    del rec.about["item_counts"]
+    path = checkpoint(rec, tmp_path)
+    with pytest.raises(ValueError, match=f"^ckpt_path={path}: has no item_counts; train"):
+        Recommender.load(path, device="cpu")
 
 
 def test_what_is_popular_is_what_the_floor_ranks_first():

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from recblr.inference.export import export
+from recblr.inference.export import export, no_onnx
 from recblr.inference.recommender import Recommender
 
 
@@ -21,11 +21,11 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(arguments)
     try:
-        recommender = Recommender.load(options.checkpoint, device="cpu")
+        recommender = Recommender.load(options.checkpoint, scan="auto", device="cpu")
         for path in export(recommender, options.out):
             print(f"written: {path}")
-        if not hasattr(recommender.model, "step"):
-            print(f"{recommender.name} has no step(): no ONNX")
+        if why := no_onnx(recommender.model):
+            print(f"{recommender.name} {why}: no ONNX")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -8,8 +8,11 @@
                         -> representation (B, D'), scores (B, V+1), state_0 ..
 
 Item j has column j of the scores; the padding's is -inf. The full pass is the step in a loop of
-ONNX (Scan), so both compute one function, and full.onnx's states go on with step.onnx. Needs the
-extra `serving`. `onnxruntime.RunOptions().only_execute_path_to_fetches = True` computes no scores
+ONNX (Scan), so both compute one function, and full.onnx's states go on with step.onnx. Neither
+has a `max_length`: both see a whole history, `Recommender.recommend` its last `max_length` items,
+so their results differ for longer ones. A model without `step` has no ONNX, nor has one whose
+state starts from a vector of the user (FPMC): item ids alone don't say whose. Needs the extra
+`serving`. `onnxruntime.RunOptions().only_execute_path_to_fetches = True` computes no scores
 where none are asked for.
 """
 
@@ -30,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from recblr.inference.live import FlatStep, user_dim
+from recblr.inference.live import FlatStep, starts_by_user, user_dim
 from recblr.inference.recommender import Recommender
 from recblr.models.base import item_bias
 
@@ -43,7 +46,7 @@ def missing_packages() -> list[str]:
 
 
 def export(recommender: Recommender, folder: Path | str) -> list[Path]:
-    """Write the files above; of a model without `step` only the first two. Returns their paths.
+    """Write the files above; the first two alone where `no_onnx` says why. Returns their paths.
 
     ValueError if a package is missing.
     """
@@ -57,7 +60,7 @@ def export(recommender: Recommender, folder: Path | str) -> list[Path]:
     paths = [folder / name for name in ("model.safetensors", "item_ids.json")]
     save_model(model, str(paths[0]), {"config": json.dumps(recommender.about["config"])})
     paths[1].write_text(json.dumps(list(recommender.item_ids)) + "\n", encoding="utf-8")
-    if hasattr(model, "step"):
+    if no_onnx(model) is None:
         import onnx
 
         step = step_graph(model)
@@ -66,6 +69,13 @@ def export(recommender: Recommender, folder: Path | str) -> list[Path]:
             onnx.checker.check_model(graph, full_check=True)
             onnx.save_model(graph, str(paths[-1]))
     return paths
+
+
+def no_onnx(model: Any) -> str | None:
+    """Why a model has no ONNX; None for one that has."""
+    if not hasattr(model, "step"):
+        return "has no step()"
+    return "starts from a vector of the user" if starts_by_user(model) else None
 
 
 class ScoredStep(nn.Module):
@@ -93,21 +103,23 @@ def step_graph(model: Any) -> Any:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         logger.setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            ScoredStep(model).eval(),
-            (torch.ones(2, dtype=torch.int64), *(part.contiguous() for part in two)),
-            input_names=["items", *states],
-            output_names=["representation", "scores", *(f"next_{name}" for name in states)],
-            custom_translation_table={torch.ops.aten.expm1.default: exact_expm1()},
-            dynamic_shapes={
-                "items": {0: users},
-                "parts": tuple({dim: users} for dim in dims),
-            },
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-        logger.setLevel(level)
+        try:
+            program = torch.onnx.export(
+                ScoredStep(model).eval(),
+                (torch.ones(2, dtype=torch.int64), *(part.contiguous() for part in two)),
+                input_names=["items", *states],
+                output_names=["representation", "scores", *(f"next_{name}" for name in states)],
+                custom_translation_table={torch.ops.aten.expm1.default: exact_expm1()},
+                dynamic_shapes={
+                    "items": {0: users},
+                    "parts": tuple({dim: users} for dim in dims),
+                },
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        finally:
+            logger.setLevel(level)
     assert program is not None
     return program.model_proto
 

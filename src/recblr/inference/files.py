@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from pandas.util import hash_array
@@ -81,16 +82,22 @@ def json_histories(source: Source, keys: Iterable[str], columns: Names) -> Itera
         items = row.get("items") or []
         if not isinstance(items, list):
             raise ValueError(f"{source}: line {number}: items is {items!r}, expected a list")
-        yield as_text(row.get(user)), [as_text(item) for item in items if item is not None]
+        if not (name := as_text(row.get(user))):
+            raise ValueError(f"{source}: line {number}: {user} is empty; every history needs one")
+        yield name, [as_text(item) for item in items if item is not None]
 
 
 def json_rows(source: Source, keys: Iterable[str], columns: Names) -> Iterator[pa.Table]:
     names = columns_of(source, keys, columns)
     lines = json_lines(source)
-    while part := list(islice(lines, ROWS)):
-        rows = [json_object(source, number, line) for number, line in part]
-        texts = ([as_text(row.get(name)) for row in rows] for name in names.values())
-        yield _table(names, (pa.array(values, pa.string()) for values in texts))
+
+    def batches() -> Iterator[dict[str, pa.Array]]:
+        while part := list(islice(lines, ROWS)):
+            rows = [json_object(source, number, line) for number, line in part]
+            texts = {name: [as_text(row.get(name)) for row in rows] for name in names.values()}
+            yield {name: pa.array(values, pa.string()) for name, values in texts.items()}
+
+    return _tables(source, names, batches())
 
 
 def parquet_rows(source: Source, columns: Names) -> Iterator[pa.Table]:
@@ -99,8 +106,7 @@ def parquet_rows(source: Source, columns: Names) -> Iterator[pa.Table]:
     except pa.ArrowInvalid as error:
         raise ValueError(f"{source}: not a readable Parquet file ({error})") from None
     names = columns_of(source, file.schema_arrow.names, columns)
-    for batch in file.iter_batches(ROWS, columns=list(names.values())):
-        yield _table(names, (batch[name] for name in names.values()))
+    return _tables(source, names, file.iter_batches(ROWS, columns=list(names.values())))
 
 
 def delimited_rows(source: Source, first: str, columns: Names) -> Iterator[pa.Table]:
@@ -120,18 +126,27 @@ def delimited_rows(source: Source, first: str, columns: Names) -> Iterator[pa.Ta
                     strings_can_be_null=False,
                 ),
             )
-            for batch in reader:
-                yield _table(names, (batch[name] for name in names.values()))
+            yield from _tables(source, names, reader)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{source}: {' '.join(str(error).split())}") from None
 
 
-def _table(names: Iterable[str], values: Iterable[pa.Array]) -> pa.Table:
-    """Columns user and item as text, and time, if there is one."""
-    columns = dict(zip(names, values))
-    for key in ("user", "item"):
-        columns[key] = columns[key].cast(pa.string()).fill_null("")
-    return pa.table(columns)
+def _tables(source: Source, names: Mapping[str, str], batches: Iterable[Any]) -> Iterator[pa.Table]:
+    """Columns user and item as text, and time, if there is one.
+
+    batches: column name -> Arrow array. ValueError at their end if any row had no user.
+    """
+    nobody = 0
+    for batch in batches:
+        columns = {key: batch[name] for key, name in names.items()}
+        for key in ("user", "item"):
+            columns[key] = columns[key].cast(pa.string()).fill_null("")
+        nobody += pc.call_function("equal", [columns["user"], pa.scalar("")]).true_count
+        yield pa.table(columns)
+    if nobody:
+        raise ValueError(
+            f"{source}: {names['user']} is empty in {nobody:,} rows; fill or drop them"
+        )
 
 
 def grouped(tables: Iterator[pa.Table], source: Source) -> Iterator[History]:

@@ -57,8 +57,7 @@ class Live:
 
     def __init__(self, recommender: Recommender):
         self.recommender, self.model = recommender, recommender.model
-        parameters = inspect.signature(self.model.init_state).parameters
-        self.by_user = "user_ids" in parameters  # the state of no history
+        self.by_user = starts_by_user(self.model)
         one, two = (self._init_state([""] * users) for users in (1, 2))
         self.dims = [user_dim(a, b) for a, b in zip(one, two)]
         self.tables = [a.narrow(d, 0, 0) for a, d in zip(one, self.dims)]
@@ -75,8 +74,11 @@ class Live:
         """Feed events in the order given; returns how many had an unknown item and were skipped.
 
         users, items: raw ids, one of each or as many of each, in any interleaving.
+        ValueError for anything else.
         """
-        if not _several(users) and not _several(items):
+        if _several(users) != _several(items):
+            raise ValueError("one id and several: give one user and one item, or a list of each")
+        if not _several(users):
             users, items = [users], [items]
         known = self.recommender.known
         ids = [known.get(raw, 0) for raw in map(str, items)]
@@ -94,7 +96,11 @@ class Live:
         if len(self.slots) > before:
             self._admit(before)
         for slot, item in zip(slots, ids):
-            self.seen[slot].append(item)
+            seen = self.seen[slot]
+            seen.append(item)
+            if len(seen) > 2 * self.compacted[slot] + SLACK:  # they may be more than half repeats
+                self.seen[slot] = array("i", np.unique(np.array(seen, np.int32)).tobytes())
+                self.compacted[slot] = len(self.seen[slot])
         device = self.recommender.device
         where, what = (torch.from_numpy(np.array(v)).to(device) for v in (slots, ids))
         if len(ids) == 1:
@@ -119,7 +125,7 @@ class Live:
         names = np.array(list(map(str, users)), object)
         warm = np.array([name in self.slots for name in names], bool)
         slots = [self.slots[name] for name in names[warm]]
-        seen = [self._seen(slot) for slot in slots] if exclude_seen else None
+        seen = [np.array(self.seen[slot], np.int32) for slot in slots] if exclude_seen else None
         candidates = rec.candidates(k, allow, deny)
         with torch.inference_mode():
             score = None
@@ -132,7 +138,7 @@ class Live:
     def save(self, path: Path | str) -> None:
         """All states as one Arrow file, which holds numbers and text alone."""
         path, users = Path(path), len(self)
-        seen = [self._seen(slot) for slot in range(users)]
+        seen = [np.array(items, np.int32) for items in self.seen]
         offsets = np.cumsum([0, *map(len, seen)])
         columns = {
             "user_id": pa.array(list(self.slots), pa.large_string()),
@@ -196,18 +202,11 @@ class Live:
         for table, dim, part in zip(self.tables, self.dims, self._init_state(users)):
             table.narrow(dim, before, len(users)).copy_(part)
 
+    @torch.inference_mode()
     def _init_state(self, users: Sequence[str]) -> list[Tensor]:
         """The parts of the state of users without a history."""
         index = [self.recommender.user_index(users)] if self.by_user else []
         return tree_leaves(self.model.init_state(len(users), *index))
-
-    def _seen(self, slot: int) -> np.ndarray:
-        """Ids that a user has met, int32. Repeats are dropped when they may be more than half."""
-        seen = self.seen[slot]
-        if len(seen) > 2 * self.compacted[slot] + SLACK:
-            seen = self.seen[slot] = array("i", np.unique(np.array(seen, np.int32)).tobytes())
-            self.compacted[slot] = len(seen)
-        return np.array(seen, np.int32)
 
     def _fingerprint(self) -> str:
         """sha256 over weights and item ids."""
@@ -264,6 +263,11 @@ EMPTY = np.empty(0, np.int32)
 
 def _several(ids: Any) -> bool:
     return not isinstance(ids, (str, int, np.integer))
+
+
+def starts_by_user(model: Any) -> bool:
+    """Whether the state of no history depends on the user."""
+    return "user_ids" in inspect.signature(model.init_state).parameters
 
 
 def user_dim(one: Tensor, two: Tensor) -> int:

@@ -9,10 +9,7 @@ what has `step` can also be kept up to date event by event (`start`).
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import logging
-import pkgutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,17 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import recblr.models
 from recblr.data.batch import SequenceBatch
 from recblr.data.sequences import SequenceStore
 from recblr.models.base import PRODUCT_TILE, block_scorer, item_bias
-from recblr.models.popularity import training_counts
 from recblr.models.saved import (
     CHECKPOINT_KEY,
     build,
     build_model,
     choose_scan,
-    has_users,
     load_weights,
     read_checkpoint,
 )
@@ -121,27 +115,28 @@ class Recommender:
     ) -> Recommender:
         """From a run folder or a checkpoint.
 
-        scan: how the recurrence runs; None = as the model was trained. device: `cpu` or `cuda`;
-        None = a GPU if there is one and the run did not say cpu. ValueError or OSError for what
-        is no checkpoint, a scan that does not run here, and the log of a checkpoint that says
-        nothing of its items' counts and is not where it was.
+        scan: how the recurrence runs; None = as the model was trained, "auto" = what is fastest
+        here. device: `cpu` or `cuda`; None = a GPU if there is one and the run did not say cpu.
+        ValueError or OSError for what is no checkpoint, one without the counts of its items, and a
+        scan that does not run here.
         """
         path = Path(path)
-        best = path / "checkpoints" / "best.ckpt"
-        checkpoint = read_checkpoint(best if path.is_dir() else path)
+        path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+        checkpoint = read_checkpoint(path)
         about = checkpoint[CHECKPOINT_KEY]
+        if "item_counts" not in about:
+            raise ValueError(f"ckpt_path={path}: has no item_counts; train the model anew")
         config = about["config"]
         if device is None:
             gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
             device = "cuda" if gpu else "cpu"
         node = config["model"]
-        if scan is not None and "scan" not in node:
+        if "scan" in node:
+            node = node | ({} if scan is None else {"scan": scan})
+        elif scan not in (None, "auto"):
             raise ValueError(f"scan={scan}: {model_name(config)} has no scan")
-        node = node | ({"scan": scan} if scan is not None else {})
         if runs := choose_scan(node, device):
             log.info("scan=%s runs as %s", node["scan"], runs)
-        if "item_counts" not in about:  # a checkpoint of before they were kept
-            about = about | counts_and_users(about)
         model = build_model(node, len(about["item_ids"]) - 1, len(about.get("user_ids", ())))
         load_weights(model, checkpoint)
         return cls(model.to(device), about)
@@ -249,15 +244,16 @@ class Recommender:
     def start(self, histories: Iterable[History] = (), states: Path | str | None = None) -> Live:
         """States of users that are updated event by event.
 
+        A state reaches back over the whole history, however long, while `recommend` of this class
+        sees its last `max_length` items: for longer ones the two differ.
         histories: what is fed first, also to rebuild all states for a new model. states: a file
-        of `Live.save`. ValueError for a model without `step`, which names those that have one.
+        of `Live.save`. ValueError for a model without `step`.
         """
         from recblr.inference.live import Live
 
         if not hasattr(self.model, "step"):
             raise ValueError(
-                f"{self.name} has no step(): its users are computed anew by recommend(); "
-                f"a state have {', '.join(recurrent_models())}"
+                f"{self.name} has no step(): recommend() computes its users anew from histories"
             )
         live = Live(self) if states is None else Live.load(self, states)
         histories = iter(histories)
@@ -392,24 +388,3 @@ def histories_of(store: SequenceStore) -> Iterator[History]:
     """Every user of a log with all of its events."""
     for user, start, stop in zip(store.user_ids, store.offsets[:-1], store.offsets[1:]):
         yield user, store.item_ids[store.items[start:stop]]
-
-
-def counts_and_users(about: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint lacks that has neither: read from its log."""
-    store = read_again(about)
-    counts = training_counts(
-        store.items, store.offsets[:-1], store.split.train_stops, store.n_items + 1
-    )
-    users = {"user_ids": store.user_ids.tolist()} if has_users(about["config"]["model"]) else {}
-    return {"item_counts": counts.tolist()} | users
-
-
-def recurrent_models() -> list[str]:
-    """Names of our models with `init_state` and `step`."""
-    names = []
-    for module in pkgutil.iter_modules(recblr.models.__path__):
-        found = importlib.import_module(f"recblr.models.{module.name}")
-        classes = [cls for _, cls in inspect.getmembers(found, inspect.isclass)]
-        if any(hasattr(cls, "step") and hasattr(cls, "item_matrix") for cls in classes):
-            names.append(module.name)
-    return names
