@@ -86,7 +86,8 @@ def test_users_are_measured_beside_the_peer_and_the_epoch(bench, tmp_path, monke
 @pytest.mark.slow
 def test_our_part_runs_on_a_log(bench, tmp_path, monkeypatch):
     log, out = tmp_path / "log.txt", tmp_path / "speed.csv"
-    log.write_text("".join(f"{u} " + " ".join("123456789") + "\n" for u in range(1, 60)))
+    histories = {u: [str(1 + (u + j) % 30) for j in range(9)] for u in range(1, 60)}
+    log.write_text("".join(f"{u} {' '.join(items)}\n" for u, items in histories.items()))
     real = bench.train
     peer = {"recommend_rectools.py": "recommend_ours.py"}
     monkeypatch.setattr(bench, "environment", lambda peer, folder: sys.executable)
