@@ -24,6 +24,10 @@ def main(cfg: DictConfig) -> None:
     check_keys(cfg, known_keys(CONFIG), RECOMMEND_KEYS)
     output = Path(cfg.output)
     check_output(output)
+    if cfg.input != "log" and Path(cfg.input).resolve() == output.resolve():
+        raise ValueError(
+            f"output={output}: is the input, which it would replace; name another file"
+        )
     recommender = Recommender.load(cfg.ckpt_path, cfg.scan)
     batch_size = cfg.batch_size
     if batch_size is None:

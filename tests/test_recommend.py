@@ -138,6 +138,7 @@ def test_a_model_with_a_vector_per_user_says_who_has_none(tmp_path, model):
 
 WRONG = [
     (("input=absent.csv", "output=top.csv"), "input=absent.csv: no such file"),
+    (("input=top.csv", "output=top.csv"), "output=top.csv: is the input"),
     (("input=log",), "output is not set; --help shows how"),
     (("input=log", "output=top.xlsx"), "output=top.xlsx: must end in one of .csv"),
     (("input=log", "output=top.csv", "k=26"), "k=26: must be in 1..25, the candidates"),

@@ -273,7 +273,7 @@ def version(package: str) -> str | None:
 def commit() -> str | None:
     """Commit of the checkout that this file belongs to, `-dirty` with uncommitted changes.
 
-    Changes in results/ do not count: each benchmark leaves some there for the next.
+    Changes in results/ and RESULTS.md do not count: reports and benchmarks write there.
     """
 
     def git(*arguments: str) -> subprocess.CompletedProcess:
@@ -287,7 +287,18 @@ def commit() -> str | None:
 
     try:
         name = git("describe", "--always", "--abbrev=12").stdout.strip()
-        same = git("diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)results").returncode == 0
+        same = (
+            git(
+                "diff",
+                "--quiet",
+                "HEAD",
+                "--",
+                ":/",
+                ":(top,exclude)results",
+                ":(top,exclude)RESULTS.md",
+            ).returncode
+            == 0
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return (name if same else f"{name}-dirty") if name else None

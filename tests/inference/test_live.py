@@ -241,3 +241,11 @@ def test_streaming_is_the_whole_pass_after_10_000_events(name):
         live.update(["u"] * (stop - fed), raw(history[fed:stop]))
         fed = stop
         assert error(live.representations[0], represented(rec, history[:stop])) < 1e-5
+
+
+def test_one_user_is_one_user():
+    live = made_up().start()
+    live.update("ann", "i1")
+    assert (
+        live.recommend("ann", 2).item_ids.tolist() == live.recommend(["ann"], 2).item_ids.tolist()
+    )

@@ -192,3 +192,10 @@ def test_what_is_popular_is_what_the_floor_ranks_first():
     assert top.sources.tolist() == [POPULARITY]
     assert [scores[int(item[1:]) - 1] for item in top.item_ids[0]] == top.scores[0].tolist()
     assert math.isfinite(top.scores.sum())
+
+
+@pytest.mark.parametrize("history", [["i1", "i2", "i3"], "ann", ("ann", "i1"), ("ann",)])
+def test_what_is_no_history_is_refused_and_not_split_into_letters(history):
+    rec = made_up()
+    with pytest.raises(ValueError, match=r"must be \(user, \[item, item, \.\.\]\)"):
+        rec.recommend([history], k=1)

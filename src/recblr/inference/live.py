@@ -121,7 +121,7 @@ class Live:
         deny: Iterable[Any] = (),
     ) -> Top:
         """The k best items for users as they are now; one without an event gets what is popular."""
-        rec = self.recommender
+        rec, users = self.recommender, users if _several(users) else [users]
         names = np.array(list(map(str, users)), object)
         warm = np.array([name in self.slots for name in names], bool)
         slots = [self.slots[name] for name in names[warm]]

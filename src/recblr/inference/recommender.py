@@ -188,6 +188,7 @@ class Recommender:
         candidates = self.candidates(k, allow, deny)
         histories = iter(histories)
         while chunk := list(islice(histories, batch_size)):
+            check_histories(chunk)
             users = np.array([str(user) for user, _ in chunk], object)
             known = [self.encode(items) for _, items in chunk]
             skipped = sum(len(items) for _, items in chunk) - sum(map(len, known))
@@ -305,7 +306,9 @@ class Recommender:
             popular = popular[allowed.numpy()[popular]]
             candidates = Candidates(allowed.to(self.device), popular)
         if not 1 <= k <= len(candidates.popular):
-            raise ValueError(f"k={k}: must be in 1..{len(candidates.popular)}, the candidates")
+            left = len(candidates.popular)
+            limits = f"must be in 1..{left}" if left else "allow and deny leave nothing"
+            raise ValueError(f"k={k}: {limits}, the candidates")
         return candidates
 
     def top(
@@ -355,6 +358,14 @@ class Recommender:
             again = ~torch.isin(all_items, chosen[row, :free])
             best[row, free:] = all_scores[again][: k - free]
             chosen[row, free:] = all_items[again][: k - free]
+
+
+def check_histories(histories: Sequence[History]) -> None:
+    """ValueError for what is no pair of a user and several items, as a bare list of items is."""
+    for history in histories:
+        pair = isinstance(history, (tuple, list)) and len(history) == 2
+        if not pair or isinstance(history[1], str):
+            raise ValueError(f"history {history!r}: must be (user, [item, item, ..])")
 
 
 def joined(tops: list[Top], k: int) -> Top:

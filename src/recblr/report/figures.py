@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -105,9 +106,10 @@ def accuracy_against_time(results: Sequence[Result], force: bool = False) -> dic
 def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
     """Write each as `<name>.png` and `<name>.svg`."""
     folder.mkdir(parents=True, exist_ok=True)
+    rcParams["svg.hashsalt"] = "recblr"  # the same figure is the same file
     files = [folder / f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
     for file in files:
-        figures[file.stem].savefig(file)
+        figures[file.stem].savefig(file, metadata={"Date": None} if file.suffix == ".svg" else {})
     return files
 
 
