@@ -15,7 +15,8 @@ SPEEDS = (
     ("peers", "targets/cpu_s", "Trained targets per CPU second, beside other libraries"),
     ("model", "targets/cpu_s", "Trained targets per CPU second, every model"),
     ("step", "share of mm", "A training step: its products' speed as a share of a 2048³ product"),
-    ("inference", "us", "Microseconds of inference"),
+    ("inference", "events/s", "Events per second that live states take, many users at once"),
+    ("inference", "cpu_s", "CPU seconds of inference"),
 )
 HEAD = """# Results
 
