@@ -16,7 +16,7 @@ SPEEDS = (
     ("model", "targets/cpu_s", "Trained targets per CPU second, every model"),
     ("step", "share of mm", "A training step: its products' speed as a share of a 2048³ product"),
     ("inference", "events/s", "Events per second that live states take, many users at once"),
-    ("inference", "cpu_s", "CPU seconds of inference"),
+    ("recommend", "cpu_s", "CPU seconds of the top 10 of every user"),
 )
 HEAD = """# Results
 
