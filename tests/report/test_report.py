@@ -118,6 +118,15 @@ def test_overrides_are_what_no_column_has(command, expected):
     assert overrides_of(command) == expected
 
 
+def test_a_committed_command_names_no_folder_of_one_machine(tmp_path):
+    command = "python train.py data=x data.path=/home/me/log.csv paths.runs=/scratch seed=1"
+    write_run(tmp_path / "runs/a", command=command)
+    append_csv(tmp_path / "a.csv", read_results([tmp_path / "runs"]))
+    assert {r.command for r in read_csv(tmp_path / "a.csv")} == {
+        "python train.py data=x data.path=log.csv seed=1"
+    }
+
+
 def test_figures_are_drawn_from_sweeps(tmp_path, capsys):
     for k in (1, 2, 4):
         command = f"python train.py experiment=figure5 model.expansion={k} data=x"

@@ -133,6 +133,16 @@ def overrides_of(command: str) -> str:
     return " ".join(kept[key] for key in sorted(kept))
 
 
+def without_folders(command: str) -> str:
+    """A command as others can give it: files by their name, without the folders of one machine."""
+    words = [
+        f"data.path={Path(word).name}" if word.startswith("data.path=") else word
+        for word in shlex.split(command)
+        if not word.startswith("paths.")
+    ]
+    return shlex.join(words)
+
+
 def read_results(paths: Iterable[Path]) -> list[Result]:
     """The finished runs below some folders, and once per split the floors that they measured.
 
@@ -189,7 +199,8 @@ def append_csv(file: Path, results: Iterable[Result]) -> int:
     known = {_same(result): result for result in (read_csv(file) if file.exists() else [])}
     known |= {_same(result): result for result in results}
     rows = [
-        {name: getattr(result, name) for name in COLUMNS} | {"metric": metric, "value": shown}
+        {name: getattr(result, name) for name in COLUMNS}
+        | {"command": without_folders(result.command), "metric": metric, "value": shown}
         for result in sorted(known.values(), key=lambda r: (*r.setting, r.seed))
         for metric, value in result.metrics.items()
         for shown in [f"{value:.6g}" if isinstance(value, float) else value]

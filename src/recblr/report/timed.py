@@ -17,7 +17,13 @@ from typing import Any
 
 from recblr.report.accuracy import by_setting, cell, protocols
 from recblr.report.grid import NOT_RUN, Cell, Grid
-from recblr.report.results import Result, overrides_of, read_rows, run_folders
+from recblr.report.results import (
+    Result,
+    overrides_of,
+    read_rows,
+    run_folders,
+    without_folders,
+)
 from recblr.report.speed import Row, Setting
 from recblr.report.tables import paper_row, run_metrics
 from recblr.run_folder import RunFolder, variant_name
@@ -100,7 +106,7 @@ def timed(run: RunFolder) -> Timed | None:
             device=about["gpu"] or f"{about['cpu']}, {about['cores']} cores",
             versions="; ".join(f"{name} {number}" for name, number in versions.items()),
             commit=about["commit"],
-            command=about["command"],
+            command=without_folders(about["command"]),
         ),
     )
 
