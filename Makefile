@@ -47,8 +47,8 @@ report: .venv/ready ## write RESULTS.md from the files in results/
 test: .venv/ready ## fast tests, on two processes
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
-test-slow: .venv/ready ## the slow tests alone
-	$(BIN)/python -m pytest -m slow $(ARGS)
+test-slow: .venv/ready ## the slow tests alone, on two processes
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
 test-all: test test-slow ## both
 
