@@ -147,15 +147,17 @@ class GatedRecurrent(nn.Module):
         h, conv_state = state
         u = x if self.in_proj is None else self.in_proj(x)
         if self.conv_weight is not None:
-            rows = torch.cat((conv_state, u[:, None]), 1)  # (B, W, C)
-            u = self.conv_bias
-            for row, weight in zip(rows.unbind(1), self.conv_weight.unbind(1)):
-                u = torch.addcmul(u, row, weight)
-            u, conv_state = F.silu(u), rows[:, 1:]
+            *taps, last = self.conv_weight.t().contiguous()
+            p = torch.addcmul(self.conv_bias, u, last)
+            for row, tap in zip(conv_state.unbind(1), taps):
+                p = torch.addcmul(p, row, tap)
+            # (B, W-1, C), for W = 1 without a row
+            conv_state = torch.cat((conv_state[:, 1:], u[:, None]), 1)[:, : self.conv_width - 1]
+            u = F.silu(p)
         elif self.in_proj is not None:
             u = F.silu(u)
         log_a, v = self._decay_and_input(u)
-        h = torch.exp(log_a) * h + v
+        h = torch.addcmul(v, torch.exp(log_a), h)
         y = h if self.gate_proj is None else h * F.silu(self.gate_proj(x))
         return y if self.out_proj is None else self.out_proj(y), (h, conv_state)
 
