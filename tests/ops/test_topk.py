@@ -3,7 +3,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from recblr.ops.topk import GROUP, top_k
+from recblr.ops.topk import cpu, reference, top_k
 
 
 def brute_force(scores, k, allowed=None, seen=None):
@@ -53,12 +53,27 @@ def test_it_is_the_sorted_catalogue_with_ties_by_id(
     assert lists(scores, k, block_items=block_items, **rest) == expected
 
 
-def test_the_best_of_one_group_are_all_found():
-    """The grouped search takes the best groups: here one group has all of the best."""
-    groups = 4000 // GROUP
-    scores = torch.rand(20, 4001)
-    scores[:, 1 + 5 : 1 + 5 + groups * GROUP : groups] += 1
-    assert lists(scores, 12) == brute_force(scores, 12)
+@given(
+    rows=st.sampled_from((1, cpu.FEW, cpu.FEW + 1, 30)),
+    width=st.sampled_from((1, 9, cpu.LANES + 3, 4 * cpu.LANES)),
+    levels=st.sampled_from((1, 3, 10**6)),
+    k=st.sampled_from((1, 3, 10, 300)),
+    wider=st.integers(0, 2),
+    nans=st.sampled_from((0, 1, 20)),
+    seed=st.integers(0, 99),
+)
+@example(30, 1024, 10**6, 10, 1, 0, 0)
+def test_one_pass_equals_the_search_of_torch(rows, width, levels, k, wider, nans, seed):
+    random = torch.Generator().manual_seed(seed)
+    scores = torch.randint(levels, (rows, width + wider), generator=random).float()[:, wider:]
+    scores[0].view(-1)[torch.randint(width, (nans,), generator=random)] = torch.nan
+    scores[-1] = scores[-1].sort().values  # every one is above all before it
+    values, columns = cpu.highest(scores, k)
+    expected = reference.highest(scores, k)
+    torch.testing.assert_close(values, expected[0], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(values, scores.gather(1, columns), rtol=0, atol=0, equal_nan=True)
+    number = ~values.isnan()
+    assert torch.equal(columns[number], expected[1][number])
 
 
 def test_scores_that_are_one_row_for_all_users_are_not_written_to():

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-GROUP = 32  # items of which only the best is compared at first
-FEW = 8  # users for whom one search through all items is faster
+from recblr.ops.topk import cpu, reference
 
 
 def top_k(
@@ -42,7 +41,7 @@ def top_k(
             if (lo, hi) != (1, n_items + 1):
                 inside = (items >= lo) & (items < hi)
                 users, items = users[inside], items[inside]
-            scores.index_put_((users, items - lo), scores.new_tensor(-torch.inf))
+            scores[users, items - lo] = -torch.inf
         values, columns = of_block(scores, k)
         if best is not None:  # ids of earlier blocks are lower: a stable order keeps them first
             values, columns = torch.cat((best[0], values), 1), torch.cat((best[1], columns + lo), 1)
@@ -64,24 +63,6 @@ def top_k(
 
 
 def of_block(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and columns (B, min(k, width)) of the highest scores (B, width), ties by column."""
-    width = scores.shape[1]
-    more = min(k + 1, width)  # one more than asked for shows a tie at the end
-    groups = width // GROUP
-    if groups > 4 * more and len(scores) >= FEW:
-        # What is among the best is in a group whose best is.
-        head = scores[:, : groups * GROUP].unflatten(1, (GROUP, groups))
-        _, chosen = head.amax(1).topk(more, sorted=False)  # (B, more)
-        columns = chosen[:, None] + groups * torch.arange(GROUP, device=chosen.device)[:, None]
-        rest = torch.arange(groups * GROUP, width, device=chosen.device).expand(len(scores), -1)
-        columns = torch.cat((columns.flatten(1), rest), 1)
-        values, place = scores.gather(1, columns).topk(more)
-        columns = columns.gather(1, place)
-    else:
-        values, columns = scores.topk(more)
-    tied = values[:, 1:] == values[:, :-1]
-    if tied.any():
-        tied = (tied & (values[:, 1:] > -torch.inf)).any(1)
-        ordered = scores[tied].sort(dim=1, descending=True, stable=True)
-        values[tied], columns[tied] = ordered.values[:, :more], ordered.indices[:, :more]
-    return values[:, :k], columns[:, :k]
+    """Values and columns (B, min(k, width)) of the highest scores, ties by column, NaN highest."""
+    compiled = scores.device.type == "cpu" and scores.dtype == torch.float32
+    return (cpu if compiled else reference).highest(scores, k)
