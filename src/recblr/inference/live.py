@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 FIRST = 1024  # slots of a new table
 AT_ONCE = 1024  # users of a step: more do not make it faster
+FEW = 8  # users of a step for whom calls cost more than arithmetic (measured)
 SLACK = 64  # repeats in a user's seen items before they are dropped
 
 
@@ -63,6 +64,7 @@ class Live:
         self.tables = [a.narrow(d, 0, 0) for a, d in zip(one, self.dims)]
         self.representations = recommender.matrix[:0]
         self.step = traced(FlatStep(self.model, self.model.init_state(1)), self._init_state)
+        self.few_step = getattr(self.model, "few_step", lambda: None)()
         self.slots, self.seen = Slots(), []
         self.compacted: list[int] = []  # seen items of each user after the last drop of repeats
 
@@ -181,6 +183,9 @@ class Live:
 
     def _step(self, slots: Tensor, items: Tensor) -> None:
         """One event (B,) of each of B users in different slots."""
+        if self.few_step is not None and len(slots) <= FEW:
+            self.representations[slots] = self.few_step(items, slots, self.tables)
+            return
         state = [table.index_select(d, slots) for table, d in zip(self.tables, self.dims)]
         x, *state = self.step(items, *state)
         for table, dim, part in zip(self.tables, self.dims, state):

@@ -25,7 +25,8 @@ class SequentialModel(Protocol):
 
     May also have `item_bias() -> (V+1,)`, `regulariser() -> scalar` that an objective adds, and,
     if recurrent, `init_state(B)` and `step(items (B,), state) -> (representation (B, D'), state)`,
-    which equals `encode`; one with a user table takes `init_state(B, user_ids (B,))`. One that
+    which equals `encode`; one with a user table takes `init_state(B, user_ids (B,))`. It may offer
+    the same for few users in one call, `few_step()` (see RecBLR). One that
     fills in masked items has `mask_id`, the token in their place, and `max_length` of a sequence.
     A constructor takes `n_items`, and `n_users` if it has a user table.
     """
