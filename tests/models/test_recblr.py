@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import yaml
 from batches import batch_of, random_sequences, scramble
 from gradients import assert_same
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from recblr.models.recblr import RecBLR, initial_lambda
 from recblr.training.objectives import CrossEntropy
@@ -109,6 +110,50 @@ def test_each_ablation_steps_and_takes_every_scan(ablation):
     for scan in ("serial", "cpu"):
         other = tiny(scan, torch.float32, **ABLATIONS[ablation])
         torch.testing.assert_close(other.encode(batch_of(sequences)), expected.float(), **single)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"conv_width": 1},
+        {"conv_width": 2, "d_model": 7, "n_layers": 1},
+        {"expansion": 3},
+        {"released": True, "max_length": 50},
+    ],
+)
+def test_a_step_of_few_users_in_place_is_the_step(changes):
+    model = tiny(dtype=torch.float32, **changes).eval()
+    few, random = model.few_step(), torch.Generator().manual_seed(0)
+    exact = tiny(**changes).eval()
+    state, spec = tree_flatten(exact.init_state(5))
+    state = [part.contiguous() for part in state]
+    tables = [part.float() for part in state]
+    with torch.no_grad():
+        for users in ([4], [0, 3, 2], [4, 0], [1], [4, 1, 2, 3, 0], [4]):
+            slots = torch.tensor(users)
+            items = torch.randint(1, V + 1, slots.shape, generator=random)
+            before = [part[slots] for part in state]
+            expected, after = exact.step(items, tree_unflatten(before, spec))
+            for part, new in zip(state, tree_leaves(after)):
+                part[slots] = new
+            got = few(items, slots, tables)
+            torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
+            for table, part in zip(tables, state):
+                torch.testing.assert_close(table.double(), part, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_of_few_users_is_not_offered_where_it_would_be_wrong():
+    offered = {
+        name: tiny(dtype=torch.float32, **changes).few_step() is not None
+        for name, changes in ABLATIONS.items()
+    }
+    assert {name for name, here in offered.items() if here} == {
+        "default",
+        "random_init",
+        "single_layer",
+    }
+    assert tiny().few_step() is None, "float64"
 
 
 def test_an_empty_sequence_leaves_its_neighbours_as_they_are():
