@@ -22,9 +22,9 @@ def main(cfg: DictConfig) -> None:
     from recblr.training.validate import RECOMMEND_KEYS, check_keys, known_keys
 
     check_keys(cfg, known_keys(CONFIG), RECOMMEND_KEYS)
-    output = Path(cfg.output)
+    output = Path(cfg.output).expanduser()
     check_output(output)
-    if cfg.input != "log" and Path(cfg.input).resolve() == output.resolve():
+    if cfg.input != "log" and Path(cfg.input).expanduser().resolve() == output.resolve():
         raise ValueError(
             f"output={output}: is the input, which it would replace; name another file"
         )

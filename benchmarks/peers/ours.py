@@ -8,7 +8,7 @@ import lightning
 from clock import Clock, Job, run
 from hydra import compose, initialize_config_dir
 
-import recblr.training.cli  # noqa: F401  for what it sets
+from recblr.training.cli import keep_memory
 from recblr.training.loggers import quiet_lightning
 from recblr.training.module import SequentialRecommender
 from recblr.training.validate import build, build_model
@@ -17,6 +17,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def main(job: Job) -> None:
+    keep_memory()  # as train.py does
     clock = Clock(job)
     overrides = [*job.settings, f"paths.data={job.folder}", "trainer.accelerator=cpu"]
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -12,11 +12,11 @@ from clock import Job, run, timed
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import recblr.training.cli  # noqa: F401  for what it sets
 from recblr.inference import Recommender
 from recblr.inference.recommender import histories_of
 from recblr.models.popularity import training_counts
 from recblr.models.saved import build, build_model
+from recblr.training.cli import keep_memory
 from recblr.training.evaluate import evaluate
 from recblr.training.loggers import quiet_lightning
 
@@ -24,6 +24,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def main(job: Job) -> None:
+    keep_memory()  # as recommend.py does
     overrides = [*job.settings, f"paths.data={job.folder}", "trainer.accelerator=cpu"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides)

@@ -10,7 +10,7 @@ import torch
 from batches import batch_of
 from made_up_model import LONGEST, V, made_up
 
-from recblr.inference.live import FIRST, SLACK, FlatStep, rounds, traced, user_dim
+from recblr.inference.live import FEW, FIRST, SLACK, FlatStep, rounds, traced, user_dim
 
 RECURRENT = ("recblr", "gru4rec", "lrurec", "fpmc")
 LONG = 3 * LONGEST  # the state reaches back further than the model was trained on
@@ -44,10 +44,11 @@ def error(got, expected):
 
 
 @pytest.mark.parametrize("name", RECURRENT)
-@pytest.mark.parametrize("at_once", [1, 7, 10**6])
-def test_events_in_any_interleaving_and_portions_are_the_whole_pass(name, at_once):
+@pytest.mark.parametrize("at_once", [1, 7, 30, 10**6])
+def test_events_in_any_interleaving_and_portions_are_the_whole_pass(name, at_once, monkeypatch):
+    monkeypatch.setattr("recblr.inference.live.AT_ONCE", FEW + 3)  # smaller and larger steps
     rec = made_up(name)
-    histories = streams([1, 2, 5, LONG, 17, 40])
+    histories = streams(3 * [1, 2, 5, LONG, 17, 40])
     users, items = shuffled_events(histories)
     live = rec.start()
     for start in range(0, len(users), at_once):
@@ -126,9 +127,11 @@ def test_repeats_of_seen_items_are_dropped_and_none_is_forgotten():
     assert set(live.recommend(["u"], V - 11).item_ids[0]) == set(raw(range(12, V + 1)))
 
 
-@pytest.mark.parametrize("name", RECURRENT)
-def test_states_are_saved_and_loaded_and_go_on(name, tmp_path):
-    rec, path = made_up(name), tmp_path / "states.arrow"
+@pytest.mark.parametrize(
+    "name, changes", [*((name, {}) for name in RECURRENT), ("recblr", {"conv1d": False})]
+)
+def test_states_are_saved_and_loaded_and_go_on(name, changes, tmp_path):
+    rec, path = made_up(name, **changes), tmp_path / "states.arrow"
     histories = streams([3, 30, 1])
     users, items = shuffled_events(histories)
     live = rec.start()
@@ -164,6 +167,37 @@ def test_states_of_another_model_are_refused_and_rebuilt_from_histories(tmp_path
     rebuilt = new.start(histories)
     got = rebuilt.representations[0]
     assert error(got, represented(new, [int(i[1:]) for i in histories[0][1]])) < 1e-5
+
+
+def test_states_of_the_same_weights_in_another_model_are_refused(tmp_path):
+    clean, released = made_up(), made_up()
+    released.about["config"]["model"]["released"] = True
+    clean.start([("ann", ["i1"])]).save(tmp_path / "states.arrow")
+    with pytest.raises(ValueError, match="made by another model"):
+        released.start(states=tmp_path / "states.arrow")
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    live = made_up().start([("ann", ["i1"])])
+    monkeypatch.setattr("pyarrow.ipc.new_file", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        live.save(tmp_path / "states.arrow")
+    assert not list(tmp_path.iterdir())
+
+
+def test_histories_that_are_none_are_refused_and_unknown_items_are_said(caplog):
+    rec = made_up()
+    for call in (rec.start, rec.user_vectors):
+        with pytest.raises(ValueError, match=r"must be \(user, \[item, item, \.\.\]\)"):
+            call([("ann", "i12")])
+    assert len(rec.start([("ann", ["i1", "nothing", "no"])])) == 1
+    assert "2 items of the histories are unknown" in caplog.text
+
+
+@pytest.mark.parametrize("items", [1, 2])
+def test_a_catalogue_of_one_item_or_two(items):
+    live = made_up(n_items=items).start([("ann", ["i1"])])
+    assert live.recommend(["ann"], 1).item_ids.tolist() == [[f"i{items}"]]
 
 
 def test_a_file_that_holds_no_states_is_named(tmp_path):

@@ -199,3 +199,9 @@ def test_what_is_no_history_is_refused_and_not_split_into_letters(history):
     rec = made_up()
     with pytest.raises(ValueError, match=r"must be \(user, \[item, item, \.\.\]\)"):
         rec.recommend([history], k=1)
+
+
+def test_between_two_batches_the_caller_may_train():
+    rec = made_up()
+    for _ in rec.batches([("ann", ["i1"]), ("bob", ["i2"])], 3, batch_size=1):
+        assert not torch.is_inference_mode_enabled()

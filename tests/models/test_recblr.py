@@ -122,9 +122,9 @@ def test_each_ablation_steps_and_takes_every_scan(ablation):
         {"released": True, "max_length": 50},
     ],
 )
-def test_a_step_of_few_users_in_place_is_the_step(changes):
-    model = tiny(dtype=torch.float32, **changes).eval()
-    few, random = model.few_step(), torch.Generator().manual_seed(0)
+def test_a_step_in_place_is_the_step(changes):
+    model = tiny("cpu", torch.float32, **changes).eval()
+    in_place, random = model.step_in_place(), torch.Generator().manual_seed(0)
     exact = tiny(**changes).eval()
     state, spec = tree_flatten(exact.init_state(5))
     state = [part.contiguous() for part in state]
@@ -137,15 +137,15 @@ def test_a_step_of_few_users_in_place_is_the_step(changes):
             expected, after = exact.step(items, tree_unflatten(before, spec))
             for part, new in zip(state, tree_leaves(after)):
                 part[slots] = new
-            got = few(items, slots, tables)
+            got = in_place(items, slots, tables)
             torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
             for table, part in zip(tables, state):
                 torch.testing.assert_close(table.double(), part, rtol=1e-5, atol=1e-6)
 
 
-def test_a_step_of_few_users_is_not_offered_where_it_would_be_wrong():
+def test_a_step_in_place_is_not_offered_where_it_would_be_wrong():
     offered = {
-        name: tiny(dtype=torch.float32, **changes).few_step() is not None
+        name: tiny("cpu", torch.float32, **changes).step_in_place() is not None
         for name, changes in ABLATIONS.items()
     }
     assert {name for name, here in offered.items() if here} == {
@@ -153,7 +153,8 @@ def test_a_step_of_few_users_is_not_offered_where_it_would_be_wrong():
         "random_init",
         "single_layer",
     }
-    assert tiny().few_step() is None, "float64"
+    assert tiny("cpu").step_in_place() is None, "float64"
+    assert tiny(dtype=torch.float32).step_in_place() is None, "the reference was asked for"
 
 
 def test_an_empty_sequence_leaves_its_neighbours_as_they_are():

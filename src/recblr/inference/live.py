@@ -6,7 +6,8 @@ live.update(["ann", "bob"], ["302", "17"])
 live.recommend(["ann", "bob"], k=5).frame()
 
 One table per part of the model's state, a slot per user, grown by doubling. Events are fed in
-rounds in which each user has at most one: gather the slots, `step`, scatter.
+rounds in which each user has at most one: gather the slots, `step`, scatter; or, for few users, the
+model's `step_in_place`, if it has one.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST = 1024  # slots of a new table
-AT_ONCE = 4096  # users of a step: more take memory and no less time
-FEW = 8  # users of a step for whom calls cost more than arithmetic (measured)
+AT_ONCE = 4096  # users of a step; 1024 take 1.1 times as long (measured)
+FEW = 8  # users of a step for whom calls cost more than arithmetic: 0.46 against 0.67 ms (measured)
 SLACK = 64  # seen items of a user between two looks for repeats
 
 
@@ -64,9 +65,12 @@ class Live:
         self.tables = [a.narrow(d, 0, 0) for a, d in zip(one, self.dims)]
         self.representations = recommender.matrix[:0]
         self.step = traced(FlatStep(self.model, self.model.init_state(1)), self._init_state)
-        self.few_step = getattr(self.model, "few_step", lambda: None)()
+        self.step_in_place = getattr(self.model, "step_in_place", lambda: None)()
         self.slots, self.seen = Slots(), []
         self.compacted: list[int] = []  # seen items of each user after the last drop of repeats
+        if self.step_in_place is not None:  # compile it here, not at the first event
+            nobody = torch.empty(0, dtype=torch.int64)
+            self.step_in_place(nobody, nobody, self.tables)
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -75,8 +79,8 @@ class Live:
     def update(self, users: Any, items: Any) -> int:
         """Feed events in the order given; returns how many had an unknown item and were skipped.
 
-        users, items: raw ids, one of each or as many of each, in any interleaving.
-        ValueError for anything else.
+        users, items: raw ids, one of each or as many of each, in any interleaving. ValueError for
+        one and several, or not as many.
         """
         if _several(users) != _several(items):
             raise ValueError("one id and several: give one user and one item, or a list of each")
@@ -147,12 +151,16 @@ class Live:
             "representation": _column(self.representations[:users], 0),
         }
         for number, (table, dim) in enumerate(zip(self.tables, self.dims)):
-            columns[f"state_{number}"] = _column(table.narrow(dim, 0, users), dim)
+            if table.numel():  # without convolution, a layer keeps no inputs of it
+                columns[f"state_{number}"] = _column(table.narrow(dim, 0, users), dim)
         made = pa.table(columns).replace_schema_metadata({"model": self._fingerprint()})
         partial = path.with_name(f"{path.name}.part")
-        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, made.schema) as writer:
-            writer.write_table(made, max_chunksize=1 << 16)
-        partial.replace(path)
+        try:
+            with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, made.schema) as sink:
+                sink.write_table(made, max_chunksize=1 << 16)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, recommender: Recommender, path: Path | str) -> Live:
@@ -169,21 +177,23 @@ class Live:
             raise ValueError(
                 f"states={path}: made by another model; start(histories) rebuilds them"
             )
-        for user in made["user_id"].to_pylist():
-            live.slots[user]
+        live.slots.update((user, n) for n, user in enumerate(made["user_id"].to_pylist()))
         live.seen = [array("i", items) for items in made["seen"].to_pylist()]
-        live.compacted = [len(items) for items in live.seen]
+        live.compacted = [0] * len(live.seen)
         live.representations = _tensor(made["representation"], live.representations, 0)
-        live.tables = [
-            _tensor(made[f"state_{number}"], table, dim)
-            for number, (table, dim) in enumerate(zip(live.tables, live.dims))
-        ]
+        for number, (table, dim) in enumerate(zip(live.tables, live.dims)):
+            kept = f"state_{number}" in made.column_names
+            live.tables[number] = (
+                _tensor(made[f"state_{number}"], table, dim)
+                if kept
+                else _grown(table, dim, len(live))
+            )
         return live
 
     def _step(self, slots: Tensor, items: Tensor) -> None:
         """One event (B,) of each of B users in different slots."""
-        if self.few_step is not None and len(slots) <= FEW:
-            self.representations[slots] = self.few_step(items, slots, self.tables)
+        if self.step_in_place is not None and len(slots) <= FEW:
+            self.representations[slots] = self.step_in_place(items, slots, self.tables)
             return
         state = [table.index_select(d, slots) for table, d in zip(self.tables, self.dims)]
         x, *state = self.step(items, *state)
@@ -220,8 +230,10 @@ class Live:
         return tree_leaves(self.model.init_state(len(users), *index))
 
     def _fingerprint(self) -> str:
-        """sha256 over weights and item ids."""
+        """sha256 over item ids, the model's settings but its scan, and weights."""
         digest = hashlib.sha256("\0".join(self.recommender.item_ids).encode())
+        settings = {**self.recommender.about["config"].get("model", {}), "scan": None}
+        digest.update(repr(sorted(settings.items())).encode())
         for name, weight in self.model.state_dict().items():
             digest.update(name.encode() + weight.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -243,7 +255,7 @@ class FlatStep(nn.Module):
 def traced(
     step: FlatStep, init_state: Callable[[list[str]], list[Tensor]]
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """The same function as one graph: a single event is 2.6 times faster (measured).
+    """The same function as one graph: a single event of RecBLR is 2.6 times faster (measured).
 
     A step that a trace cannot hold (a shape or a value of the example becomes a constant) stays as
     it is; the trace is of two users and is compared on three.
@@ -251,10 +263,10 @@ def traced(
 
     def example(users: int) -> tuple[Tensor, ...]:
         state = [part.contiguous() for part in init_state([""] * users)]
-        return step(torch.arange(users, device=state[0].device), *state)[1:]
+        return step(torch.ones(users, dtype=torch.int64, device=state[0].device), *state)[1:]
 
     two, three = example(2), example(3)
-    items = [torch.arange(1, 1 + users, device=two[0].device) for users in (2, 3)]
+    items = [torch.ones(users, dtype=torch.int64, device=two[0].device) for users in (2, 3)]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated for torch.compile, which needs a compiler

@@ -117,6 +117,7 @@ class Recommender:
 
         scan: how the recurrence runs; None = as the model was trained, "auto" = what is fastest
         here. device: `cpu` or `cuda`; None = a GPU if there is one and the run did not say cpu.
+        The file names the classes that are built: load only what you trust.
         ValueError or OSError for what is no checkpoint, one without the counts of its items, and a
         scan that does not run here.
         """
@@ -196,28 +197,36 @@ class Recommender:
             seen = [items for items in known if items]
             with torch.inference_mode():
                 score = block_scorer(self.model, self.batch(users[warm], seen)) if seen else None
-                yield self.top(
+                top = self.top(
                     users, warm, score, seen if exclude_seen else None, k, candidates, skipped
                 )
+            yield top  # outside: the caller's code between two batches may train
 
-    def user_vectors(self, histories: Iterable[History]) -> tuple[np.ndarray, np.ndarray]:
+    def user_vectors(
+        self, histories: Iterable[History], batch_size: int = 512
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Raw user ids (B,), vectors (B, D'); zeros for a user of whom no item is known.
 
         The score of an item is the product of the user's vector and the item's.
         """
-        users, known = [], []
-        for user, items in histories:
-            users.append(str(user))
-            known.append(self.encode(items))
-        ids = np.array(users, object)
-        vectors = np.zeros((len(users), self.item_vectors()[1].shape[1]), np.float32)
-        warm = np.array([bool(items) for items in known], bool)
-        if warm.any():
-            with torch.inference_mode():
-                x = self.model.represent(self.batch(ids[warm], [items for items in known if items]))
-            x = x if self.bias is None else F.pad(x, (0, 1), value=1.0)
-            vectors[warm] = x.float().cpu().numpy()
-        return ids, vectors
+        width = self.item_vectors()[1].shape[1]
+        ids, vectors = [np.empty(0, object)], [np.empty((0, width), np.float32)]
+        histories = iter(histories)
+        while chunk := list(islice(histories, batch_size)):
+            check_histories(chunk)
+            users = np.array([str(user) for user, _ in chunk], object)
+            known = [self.encode(items) for _, items in chunk]
+            warm = np.array([bool(items) for items in known])
+            rows = np.zeros((len(chunk), width), np.float32)
+            if warm.any():
+                with torch.inference_mode():
+                    batch = self.batch(users[warm], [items for items in known if items])
+                    x = self.model.represent(batch)
+                x = x if self.bias is None else F.pad(x, (0, 1), value=1.0)
+                rows[warm] = x.float().cpu().numpy()
+            ids.append(users)
+            vectors.append(rows)
+        return np.concatenate(ids), np.concatenate(vectors)
 
     def item_vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """Raw item ids (V,), vectors (V, D') float32; an item's bias is one more dimension."""
@@ -257,10 +266,13 @@ class Recommender:
                 f"{self.name} has no step(): recommend() computes its users anew from histories"
             )
         live = Live(self) if states is None else Live.load(self, states)
-        histories = iter(histories)
+        histories, skipped = iter(histories), 0
         while chunk := list(islice(histories, 1024)):
+            check_histories(chunk)
             users = [user for user, items in chunk for _ in items]
-            live.update(users, list(chain.from_iterable(items for _, items in chunk)))
+            skipped += live.update(users, list(chain.from_iterable(items for _, items in chunk)))
+        if skipped:
+            log.warning("%s items of the histories are unknown and were skipped", f"{skipped:,}")
         return live
 
     def log(self, path: Path | str | None = None) -> SequenceStore:

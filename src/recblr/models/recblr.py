@@ -50,10 +50,8 @@ Padded steps are zeroed before and after the convolution, so that both compute t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,7 +64,7 @@ from recblr.models.blocks import (
     check_sizes,
     init_weights,
 )
-from recblr.ops.backends import Scan, resolve_backend
+from recblr.ops.backends import HAS_NUMBA, Scan, resolve_backend
 from recblr.ops.bd_lru import bd_lru
 from recblr.ops.bd_lru.reference import SHUT
 from recblr.ops.causal_conv import causal_conv
@@ -74,7 +72,7 @@ from recblr.ops.dropout import Dropout
 from recblr.ops.packed import power_of_two
 
 if TYPE_CHECKING:
-    from recblr.ops.behavior_step import LayerWeights
+    from recblr.ops.behavior_step import InPlaceStep
 
 LayerState = tuple[Tensor, Tensor]  # h (B, C) and the last W-1 convolution inputs (B, W-1, C)
 
@@ -148,7 +146,7 @@ class GatedRecurrent(nn.Module):
         return y if self.out_proj is None else self.out_proj(y)
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
-        """One row for each of B sequences: x (B, D) -> (B, D). No kernel: calls cost more here."""
+        """One row for each of B sequences: x (B, D) -> (B, D)."""
         h, conv_state = state
         u = x if self.in_proj is None else self.in_proj(x)
         if self.conv_weight is not None:
@@ -284,8 +282,8 @@ class RecBLR(nn.Module):
                 raise ValueError("model.released=true needs max_length, which it pads to")
             leaked_steps = power_of_two(max_length) - max_length
         self.scan = scan
-        self.whole = conv1d and pffn and gate_z and input_gate
-        self.whole = self.whole and not (bd_lru_only or constant_decay)
+        self.has_all_parts = conv1d and pffn and gate_z and input_gate
+        self.has_all_parts &= not (bd_lru_only or constant_decay)
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
@@ -342,31 +340,18 @@ class RecBLR(nn.Module):
             next_state.append(layer_state)
         return x, next_state
 
-    def few_step(self) -> Callable[[Tensor, Tensor, list[Tensor]], Tensor] | None:
-        """`step` of few users in one call: items (B,), slots (B,), tables -> representation (B, D).
+    def step_in_place(self) -> InPlaceStep | None:
+        """`step` of few users in one call, without dropout, with the weights as they are now.
 
-        tables: the parts of the state, a row for each slot, which it moves on in place. None where
-        it does not run: not float32 on the CPU, or an ablation.
+        None where it does not run: not float32 on the CPU, `scan="reference"`, or an ablation.
         """
         weight = self.embedding.weight
-        if weight.device.type != "cpu" or weight.dtype != torch.float32 or not self.whole:
+        runs = HAS_NUMBA and weight.device.type == "cpu" and weight.dtype == torch.float32
+        if not (runs and self.has_all_parts) or self.scan == "reference":
             return None
-        from recblr.ops.behavior_step import step
+        from recblr.ops.behavior_step import InPlaceStep
 
-        recurrent = self.layers[0].recurrent
-        eps, norm_eps = np.float32(recurrent.eps), np.float32(NORM_EPS)
-        embedding, norm = weight.detach().numpy(), norm_weights(self.norm)
-        layers = tuple(map(layer_weights, self.layers))
-
-        def few(items: Tensor, slots: Tensor, tables: list[Tensor]) -> Tensor:
-            arrays = tuple(table.numpy() for table in tables)
-            x = step(
-                items.numpy(), slots.numpy(), embedding, norm, layers, arrays[::2], arrays[1::2],
-                eps, norm_eps,
-            )  # fmt: skip
-            return torch.from_numpy(x)
-
-        return few
+        return InPlaceStep(weight, self.norm, self.layers)
 
     def _lay_out(self, batch: SequenceBatch) -> tuple[Tensor, Layout]:
         """Items (N,) and their layout: packed, or padded on the left for `parallel_sp`."""
@@ -381,34 +366,6 @@ class RecBLR(nn.Module):
 
     def _embed(self, items: Tensor) -> Tensor:
         return self.norm(self.dropout(self.embedding(items)))
-
-
-def norm_weights(norm: nn.LayerNorm) -> np.ndarray:
-    """(2, D): weight, bias."""
-    return torch.stack((norm.weight, norm.bias)).detach().numpy()
-
-
-def layer_weights(layer: BehaviorLayer) -> LayerWeights:
-    """For `ops.behavior_step`: a layer with all of its parts."""
-    from recblr.ops.behavior_step import LayerWeights
-
-    recurrent, pffn = layer.recurrent, layer.pffn
-    weights = {
-        "in_gate": torch.cat((recurrent.in_proj.weight, recurrent.gate_proj.weight)).t(),
-        "taps": recurrent.conv_weight.t(),
-        "conv_bias": recurrent.conv_bias,
-        "gates": recurrent.gates.weight.t(),
-        "gates_bias": recurrent.gates.bias,
-        "c": F.softplus(recurrent.lambda_),
-        "out": recurrent.out_proj.weight.t(),
-        "inner": pffn.inner.weight.t(),
-        "inner_bias": pffn.inner.bias,
-        "outer": pffn.outer.weight.t(),
-        "outer_bias": pffn.outer.bias,
-    }
-    arrays = {name: part.detach().contiguous().numpy() for name, part in weights.items()}
-    norms = norm_weights(layer.recurrent_norm), norm_weights(layer.pffn_norm)
-    return LayerWeights(norm=norms[0], pffn_norm=norms[1], **arrays)
 
 
 def initial_lambda(channels: int, how: str) -> Tensor:

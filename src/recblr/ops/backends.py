@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 import torch
 
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
 
 class CannotRun(ValueError):
     """A backend that exists, but not on this machine, device or dtype."""

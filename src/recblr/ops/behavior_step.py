@@ -7,10 +7,14 @@ reads the weights once for each user: for many at once `RecBLR.step`, its refere
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numba import njit
+from torch import Tensor, nn
 
 MATH = {"fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
 
@@ -121,3 +125,53 @@ def step(items, slots, embedding, norm, layers, h, past, eps, norm_eps):
             feed_forward(x[b], layers[layer])
             normalise(x[b], layers[layer].pffn_norm, norm_eps)
     return x
+
+
+class InPlaceStep:
+    """`RecBLR.step` on tables of states, with a copy of the weights of today.
+
+    layers: `BehaviorLayer`s with all of their parts, float32 on the CPU.
+    """
+
+    def __init__(self, embedding: Tensor, norm: nn.LayerNorm, layers: Iterable[Any]):
+        layers = list(layers)
+        self.embedding, self.norm = embedding.detach().numpy(), norm_weights(norm)
+        self.layers = tuple(map(layer_weights, layers))
+        self.eps, self.norm_eps = f32(layers[0].recurrent.eps), f32(norm.eps)
+
+    def __call__(self, items: Tensor, slots: Tensor, tables: list[Tensor]) -> Tensor:
+        """items 1..V and slots (B,) int64, tables h (S, C) and past (S, W-1, C) of each layer.
+
+        Slots are all different; their rows of the tables go on. Returns x (B, D).
+        """
+        arrays = tuple(table.numpy() for table in tables)
+        x = step(
+            items.numpy(), slots.numpy(), self.embedding, self.norm, self.layers,
+            arrays[::2], arrays[1::2], self.eps, self.norm_eps,
+        )  # fmt: skip
+        return torch.from_numpy(x)
+
+
+def norm_weights(norm: nn.LayerNorm) -> np.ndarray:
+    """(2, D): weight, bias."""
+    return torch.stack((norm.weight, norm.bias)).detach().numpy()
+
+
+def layer_weights(layer: Any) -> LayerWeights:
+    recurrent, pffn = layer.recurrent, layer.pffn
+    weights = {
+        "in_gate": torch.cat((recurrent.in_proj.weight, recurrent.gate_proj.weight)).t(),
+        "taps": recurrent.conv_weight.t(),
+        "conv_bias": recurrent.conv_bias,
+        "gates": recurrent.gates.weight.t(),
+        "gates_bias": recurrent.gates.bias,
+        "c": F.softplus(recurrent.lambda_),
+        "out": recurrent.out_proj.weight.t(),
+        "inner": pffn.inner.weight.t(),
+        "inner_bias": pffn.inner.bias,
+        "outer": pffn.outer.weight.t(),
+        "outer_bias": pffn.outer.bias,
+    }
+    arrays = {name: part.detach().contiguous().numpy() for name, part in weights.items()}
+    norms = norm_weights(layer.recurrent_norm), norm_weights(layer.pffn_norm)
+    return LayerWeights(norm=norms[0], pffn_norm=norms[1], **arrays)

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recblr.data.datamodule import Part
 from recblr.models.saved import build, build_model, locate
-from recblr.ops.dropout import HAS_NUMBA
+from recblr.ops.backends import HAS_NUMBA
 from recblr.run_folder import model_name, variant_name
 from recblr.training.module import Precision
 from recblr.training.objectives import leak

@@ -1,12 +1,10 @@
 """Dropout that keeps no mask on the CPU: the backward computes it again."""
 
-import importlib.util
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
+from recblr.ops.backends import HAS_NUMBA
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:

@@ -8,7 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from recblr.ops.topk import cpu, reference
+from recblr.ops.backends import HAS_NUMBA
+from recblr.ops.topk import library
+
+MOST = 100  # a longer list of the best costs more to keep in order than torch's search
 
 
 def top_k(
@@ -21,19 +24,22 @@ def top_k(
 ) -> tuple[Tensor, Tensor]:
     """For each user the k items of the highest scores, best first; equal scores by rising id.
 
-    score_block(lo, hi) -> (B, hi - lo), float: scores of item ids lo..hi-1, as for `count_ranks`; a
-    result without `allowed` and `seen` is not written to.
-    allowed (V+1,) bool: False = no candidate for anybody. seen: users and items, (N,) int64 each,
-    repeats allowed: pairs that are no candidates.
+    score_block(lo, hi) -> (B, hi - lo), float: scores of item ids lo..hi-1, as for `count_ranks`;
+    written to in place if `allowed` or `seen` is given.
+    allowed (V+1,) bool: False = no candidate for anybody. seen: users and items 1..V, (N,) int64
+    each, repeats allowed: pairs that are no candidates.
     Returns scores (B, k) and items (B, k) int64; where a user has fewer candidates the last are
-    -inf and item 0. Memory is that of one block. ValueError for NaN scores.
+    -inf and item 0. Memory is that of one block. ValueError for k < 1 and for NaN scores.
     """
+    if k < 1:
+        raise ValueError(f"k={k}: must be 1 or more")
     best: tuple[Tensor, Tensor] | None = None
     for lo in range(1, n_items + 1, block_items):
         hi = min(lo + block_items, n_items + 1)
         scores = score_block(lo, hi)
-        if (allowed is not None or seen is not None) and scores.stride(0) == 0:
-            scores = scores.clone()  # one row for all users
+        shared = scores.stride(0) == 0 or len(scores) == 1  # one row for all users, or may be
+        if shared and (allowed is not None or seen is not None):
+            scores = scores.clone()
         if allowed is not None:
             scores.masked_fill_(~allowed[lo:hi], -torch.inf)
         if seen is not None:
@@ -64,5 +70,8 @@ def top_k(
 
 def of_block(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and columns (B, min(k, width)) of the highest scores, ties by column, NaN highest."""
-    compiled = scores.device.type == "cpu" and scores.dtype == torch.float32
-    return (cpu if compiled else reference).highest(scores, k)
+    if scores.device.type == "cpu" and scores.dtype == torch.float32 and k <= MOST and HAS_NUMBA:
+        from recblr.ops.topk import cpu
+
+        return cpu.topk_rows(scores, k)
+    return library.topk_rows(scores, k)

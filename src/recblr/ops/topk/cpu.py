@@ -12,7 +12,7 @@ FEW = 8  # rows that one thread searches before another has woken up
 
 
 @njit(cache=True)
-def above(row, last):
+def count_above(row, last):
     """How many are not at most `last`: NaN is above all."""
     count = np.int32(0)
     for j in range(row.size):
@@ -37,7 +37,7 @@ def search(row, best, where):
         insert(row[j], j, j, best, where)
     for start in range(k, row.size, LANES):
         stop = min(start + LANES, row.size)
-        if above(row[start:stop], best[k - 1]):
+        if count_above(row[start:stop], best[k - 1]):
             for j in range(start, stop):
                 if not row[j] <= best[k - 1] and best[k - 1] == best[k - 1]:
                     insert(row[j], j, k - 1, best, where)
@@ -47,24 +47,27 @@ def search(row, best, where):
 
 
 @njit(cache=True)
-def in_turn(flat, width, step, values, columns):
+def serial(flat, width, step, values, columns):
     for b in range(len(values)):
         search(flat[b * step : b * step + width], values[b], columns[b])
 
 
 @njit(parallel=True, cache=True)
-def at_once(flat, width, step, values, columns):
+def parallel(flat, width, step, values, columns):
     for b in prange(len(values)):
         search(flat[b * step : b * step + width], values[b], columns[b])
 
 
-def highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As the reference, which see."""
+def topk_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and columns (B, min(k, width)) of scores (B, width), ties by column, NaN highest.
+
+    float32 on the CPU, k of 1 or more.
+    """
     scores = scores if scores.stride(1) == 1 else scores.contiguous()
     rows, width = scores.shape
     step = scores.stride(0)
-    flat = scores.as_strided(((rows - 1) * step + width,), (1,))
+    flat = scores.as_strided(((rows - 1) * step + width if rows else 0,), (1,))
     values = scores.new_empty(rows, min(k, width))
     columns = torch.empty(values.shape, dtype=torch.int64)
-    call(in_turn if rows <= FEW else at_once, flat, width, step, values, columns)
+    call(serial if rows <= FEW else parallel, flat, width, step, values, columns)
     return values, columns

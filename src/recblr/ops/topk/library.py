@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def topk_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and columns (B, min(k, width)) of scores (B, width), ties by column, NaN highest."""
     more = min(k + 1, scores.shape[1])  # one more than asked for shows a tie at the end
     values, columns = scores.topk(more)
