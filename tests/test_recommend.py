@@ -3,6 +3,8 @@
 import csv
 import json
 import random
+import subprocess
+import sys
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 import torch
-from command_line import SMOKE, invoke, run_folders, spawn, write_log
+from command_line import ROOT, SMOKE, invoke, run_folders, spawn, write_log
 
 from recblr.inference import Recommender
 
@@ -80,6 +82,39 @@ def test_a_thousand_made_up_histories_get_k_items_each(trained, start):
     assert f"{skipped:,} unknown items" in out
     assert "not recommended (exclude_seen=true)" in out
     assert "5,000 rows" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_memory_does_not_grow_with_the_users(trained, tmp_path, kind):
+    peaks = []
+    for users in (10_000, 100_000):  # 2 MB and more than one part of a table
+        path = tmp_path / f"histories.{kind}"
+        with path.open("w") as file:
+            file.write("user_id,item_id\n" if kind == "csv" else "")
+            for user in range(users):
+                items = [f"i{(user + step) % 25}" for step in range(20)]
+                if kind == "csv":
+                    file.writelines(f"u{user},{item}\n" for item in items)
+                else:
+                    file.write(json.dumps({"user": f"u{user}", "items": items}) + "\n")
+        arguments = [
+            "recommend.py",
+            trained.checkpoint,
+            f"input={path}",
+            f"output={tmp_path}/a.csv",
+        ]
+        code = f"""
+import resource, runpy, sys
+sys.argv = {arguments!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        peaks.append(int(done.stdout.split("peak ")[1]) / 1024)  # MB
+    assert peaks[1] - peaks[0] < 100, peaks  # the larger table as lists of text is over 200
 
 
 def test_all_users_of_the_log_are_recommended_for_what_the_api_says(trained):

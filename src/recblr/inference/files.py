@@ -25,7 +25,9 @@ from recblr.data.tables import find_separator, first_line
 from recblr.data.times import TIME_FORMS, parse_times
 from recblr.inference.recommender import History, Top
 
-PART = 1 << 26  # bytes of a table that are held at a time
+PART = 1 << 24  # bytes of text of a table that are held at a time
+MOST_PARTS = 512  # files that are open at a time
+PACKED, ROW = 8, 32  # bytes of text for a byte of gzip, and for a row of Parquet (at most, about)
 BLOCK = 1 << 22  # bytes that Arrow parses at a time
 ROWS = 1 << 16  # JSON objects that become one Arrow batch
 USUAL = {"user": ("user_id", "user"), "item": ("item_id", "item"), "time": ("timestamp", "time")}
@@ -151,7 +153,7 @@ def _tables(source: Source, names: Mapping[str, str], batches: Iterable[Any]) ->
 
 def grouped(tables: Iterator[pa.Table], source: Source) -> Iterator[History]:
     """Histories of a table whose rows are in any order."""
-    parts = 1 + source.path.stat().st_size // PART
+    parts = min(1 + text_bytes(source) // PART, MOST_PARTS)
     if parts == 1:
         yield from histories_of_part(list(tables), source)
         return
@@ -171,6 +173,13 @@ def grouped(tables: Iterator[pa.Table], source: Source) -> Iterator[History]:
                 with pa.ipc.open_stream(str(name)) as reader:
                     rows = [reader.read_all()]
                 yield from histories_of_part(rows, source)
+
+
+def text_bytes(source: Source) -> int:
+    """About how much text a table is."""
+    if source.read(4) == b"PAR1":
+        return ROW * pq.read_metadata(source.path).num_rows
+    return source.path.stat().st_size * (PACKED if source.path.suffix == ".gz" else 1)
 
 
 def histories_of_part(tables: list[pa.Table], source: Source) -> Iterator[History]:
