@@ -60,16 +60,14 @@ def test_ids_that_are_numbers_are_text(tmp_path):
         assert read(tmp_path / name) == [("1", ["3"]), ("2", ["5"])]
 
 
-def test_json_lines_with_items_are_one_history_a_line(tmp_path):
+def test_json_lines_with_items_are_histories(tmp_path):
     lines = [
         {"user": "ann", "items": ["x", 7, 8.0, None, "x"]}, {"user": 5, "items": []},
         {"user": "ann", "items": None}, {"items": ["y"], "user": "cas", "more": 1},
     ]  # fmt: skip
     path = tmp_path / "a.jsonl"
     path.write_text("\n\n".join(map(json.dumps, lines)) + "\n")
-    assert read(path) == [
-        ("ann", ["x", "7", "8", "x"]), ("5", []), ("ann", []), ("cas", ["y"])
-    ]  # fmt: skip
+    assert read(path) == [("ann", ["x", "7", "8", "x"]), ("5", []), ("cas", ["y"])]
 
 
 @pytest.mark.parametrize("names", [("user_id", "item_id", "timestamp"), ("user_id", "item_id")])
@@ -100,15 +98,50 @@ def test_a_table_that_is_spread_over_parts_on_disk_is_the_same(tmp_path, monkeyp
         ("user_id,item\n1,2\n,3\n,4\n", "user_id is empty in 2 rows"),
         ('{"user": 1, "item": 2}\n{"user": null, "item": 2}\n', "user is empty in 1 rows"),
         ('{"user": 1}\n', r"no column item_id or item \(found: user\)"),
+        ('{"user": 1}\n', r"no column item_id or item \(found: user\)"),
+        ('{"user": 1, "items": [2]}\n{"user": 2, "item": [3]}\n', "line 2: no items, expected a"),
+        ('{"user": 1, "items": [2]}\n{"user": 2, "items": 0}\n', "line 2: items is 0, expected a"),
+        ('{"user": 1, "items": [[2]]}\n', r"line 1: \[2\] is no id"),
+        ('{"user": 1, "item": [2]}\n', r"line 1: \[2\] is no id; histories have a list items"),
+        ('{"user": 1, "item": 2}\n{"user": 2, "items": [3]}\n', "line 2: has items, which the fi"),
+        ('{"user": 1, "item": 2}\n{"user": 1, "item": 3, "time": 1}\n', "line 2: has time, which"),
+        ('{"user": 1, "item": 2}\n{"user": 1, "itm": 3}\n', r"line 2: no item \(null is none\)"),
+        ("user,item,item\n1,2,3\n", "2 columns are named item"),
+        (b'{"user": "\xe9", "items": []}\n', "not UTF-8 text"),
+        ("[" * 10**5, "no column user_id"),
+        ("{" * 10**5, "line 1: not a JSON object"),
         ("PAR1 and no more", "not a readable Parquet file"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, text, message):
     path = tmp_path / "input.csv"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message) as error:
         read(path)
     assert str(error.value).startswith(f"input={path}: ") and "\n" not in str(error.value)
+
+
+def test_a_list_column_of_parquet_and_a_damaged_file_are_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"user": ["a"], "item": [["x", "y"]]}).to_parquet(path)
+    with pytest.raises(ValueError, match=r"a\.parquet: item is list.*, expected an id a row"):
+        read(path)
+    pd.DataFrame({"user": list("ab" * 5000), "item": map(str, range(10_000))}).to_parquet(path)
+    damaged = bytearray(path.read_bytes())
+    damaged[1000:1200] = bytes(200)
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"a\.parquet: "):
+        read(path)
+
+
+def test_a_user_on_two_lines_has_one_history_and_one_without_items_needs_no_time(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [{"user": "ann", "items": ["x"]}, {"user": "bob", "items": None}]
+    lines += [{"user": "ann", "items": ["y", "x"]}, {"user": "cas", "items": []}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read(path) == [("ann", ["x", "y", "x"]), ("bob", []), ("cas", [])]
+    path.write_text("user,item,time\nann,x,2\nbob,,\nann,y,1\n")
+    assert read(path) == [("ann", ["y", "x"]), ("bob", [])]
 
 
 def test_files_that_are_not_there_are_named(tmp_path):

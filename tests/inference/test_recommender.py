@@ -13,6 +13,7 @@ from recblr.models.base import block_scorer
 from recblr.models.popularity import Popularity
 
 POPULAR = sorted(range(1, V + 1), key=lambda item: (-(item % 7), item))
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 HISTORIES = [
     ("u1", ["i3", "i9", "i3"]),
     ("u2", ["i5", "what", "i60", "i0"]),
@@ -205,3 +206,29 @@ def test_between_two_batches_the_caller_may_train():
     rec = made_up()
     for _ in rec.batches([("ann", ["i1"]), ("bob", ["i2"])], 3, batch_size=1):
         assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"allow": "i5"}, "allow='i5': give a list of ids"),
+        ({"deny": "i5"}, "deny='i5': give a list of ids"),
+        ({"k": 2.5}, r"k=2\.5: must be a whole number"),
+        ({"k": True}, "k=True: must be a whole number"),
+    ],
+)
+def test_what_is_not_meant_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        made_up().recommend([("ann", ["i1"])], **options)
+
+
+@pytest.mark.parametrize("items", [None, 242, iter(["i1"]), "i1"])
+def test_a_history_is_a_list_of_items(items):
+    with pytest.raises(ValueError, match=r"must be \(user, \[item, item, \.\.\]\)"):
+        made_up().recommend([("ann", items)])
+
+
+@pytest.mark.parametrize("device", ["tpu", pytest.param("cuda", marks=NO_GPU)])
+def test_a_device_that_is_not_here_is_refused(device, tmp_path):
+    with pytest.raises(ValueError, match=f"device={device}: must be cpu, or cuda where"):
+        Recommender.load(checkpoint(made_up(), tmp_path), device=device)

@@ -2,6 +2,7 @@
 
     model.safetensors   weights under the names of the model's file; a shared one once
     item_ids.json       raw ids in id order; the first is the padding's
+    user_ids.json       of a model with a vector per user: raw ids in the order of its rows
     step.onnx           items (B,), state_0 .. (the state of B users)
                         -> representation (B, D'), scores (B, V+1), next_state_0 ..
     full.onnx           items (B, T), T > 0, lengths (B,): from the first column, 0 behind the last
@@ -60,6 +61,10 @@ def export(recommender: Recommender, folder: Path | str) -> list[Path]:
     paths = [folder / name for name in ("model.safetensors", "item_ids.json")]
     save_model(model, str(paths[0]), {"config": json.dumps(recommender.about["config"])})
     paths[1].write_text(json.dumps(list(recommender.item_ids)) + "\n", encoding="utf-8")
+    paths[0].chmod(paths[1].stat().st_mode)  # safetensors' own files are for their owner alone
+    if recommender.users:
+        paths.append(folder / "user_ids.json")
+        paths[-1].write_text(json.dumps(list(recommender.users)) + "\n", encoding="utf-8")
     if no_onnx(model) is None:
         import onnx
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import tempfile
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ MOST_PARTS = 512  # files that are open at a time
 PACKED, ROW = 8, 32  # bytes of text for a byte of gzip, and for a row of Parquet (at most, about)
 BLOCK = 1 << 22  # bytes that Arrow parses at a time
 ROWS = 1 << 16  # JSON objects that become one Arrow batch
+HISTORIES = 1 << 12  # the same, for whole histories
 USUAL = {"user": ("user_id", "user"), "item": ("item_id", "item"), "time": ("timestamp", "time")}
 FORMATS = (".csv", ".parquet", ".jsonl")
 SCHEMA = pa.schema(
@@ -54,39 +56,49 @@ class Input(Source):
 def read_histories(path: Path | str, columns: Names) -> Iterator[History]:
     """(raw user id, raw item ids, the oldest first) of each user of a file, plain or gz.
 
-    JSON lines `{"user": .., "items": [..]}`: one history a line, in their order. A table, as CSV
-    (any separator), JSON lines or Parquet: a row per event, in any order; the rows of a user are
-    sorted by time if the table has one, and a row without an item makes a user known.
+    JSON lines `{"user": .., "items": [..]}`, the oldest first. A table, as CSV (any separator),
+    JSON lines or Parquet: a row per event, in any order; the rows of a user are sorted by time if
+    the table has one, and a row without an item makes a user known. A user's lines are one history.
     columns: names of user, item and time; None = the usual ones. Memory does not grow with the
-    file: the users of a large table are spread over parts on disk.
+    file: the users of a large one are spread over parts on disk, and come part by part.
     Raises FileNotFoundError or ValueError, one line that names the file and the way out.
     """
     source = Input(Path(path).expanduser())
     if not source.path.is_file():
-        raise FileNotFoundError(f"{source}: no such file; input=log takes all users of the log")
+        what = "is no file" if source.path.exists() else "no such file"
+        raise FileNotFoundError(f"{source}: {what}; input=log takes all users of the log")
     first, _ = first_line(source)
     if source.read(4) == b"PAR1":
         return grouped(parquet_rows(source, columns), source)
     if first.lstrip().startswith("{"):
         keys = json_object(source, 1, first)
         if "items" in keys:
-            return json_histories(source, keys, columns)
+            return grouped(json_histories(source, keys, columns), source)
         return grouped(json_rows(source, keys, columns), source)
     if not first:
         raise ValueError(f"{source}: the file is empty")
     return grouped(delimited_rows(source, first, columns), source)
 
 
-def json_histories(source: Source, keys: Iterable[str], columns: Names) -> Iterator[History]:
+def json_histories(source: Source, keys: Iterable[str], columns: Names) -> Iterator[pa.Table]:
+    """A row per item, and one without an item for a history that has none."""
     user = column_of(source, "user", keys, columns)
-    for number, line in json_lines(source):
-        row = json_object(source, number, line)
-        items = row.get("items") or []
-        if not isinstance(items, list):
-            raise ValueError(f"{source}: line {number}: items is {items!r}, expected a list")
-        if not (name := as_text(row.get(user))):
-            raise ValueError(f"{source}: line {number}: {user} is empty; every history needs one")
-        yield name, [as_text(item) for item in items if item is not None]
+    lines = json_lines(source)
+    while part := list(islice(lines, HISTORIES)):
+        users, items = [], []
+        for number, line in part:
+            row = json_object(source, number, line)
+            history = row.get("items", 0)
+            if not isinstance(history, (list, types.NoneType)):
+                what = f"items is {history!r}" if "items" in row else "no items"
+                raise ValueError(f"{source}: line {number}: {what}, expected a list")
+            if not (name := as_text(source, number, row.get(user))):
+                where = f"{source}: line {number}"
+                raise ValueError(f"{where}: {user} is empty; every history needs one")
+            known = [as_text(source, number, item) for item in history or ()] or [""]
+            users += [name] * len(known)
+            items += known
+        yield pa.table({"user": pa.array(users, pa.string()), "item": pa.array(items, pa.string())})
 
 
 def json_rows(source: Source, keys: Iterable[str], columns: Names) -> Iterator[pa.Table]:
@@ -95,8 +107,18 @@ def json_rows(source: Source, keys: Iterable[str], columns: Names) -> Iterator[p
 
     def batches() -> Iterator[dict[str, pa.Array]]:
         while part := list(islice(lines, ROWS)):
-            rows = [json_object(source, number, line) for number, line in part]
-            texts = {name: [as_text(row.get(name)) for row in rows] for name in names.values()}
+            texts: dict[str, list[str]] = {name: [] for name in names.values()}
+            for number, line in part:
+                row = json_object(source, number, line)
+                if other := {"items", *USUAL["time"]} & row.keys() - set(names.values()):
+                    raise ValueError(
+                        f"{source}: line {number}: has {', '.join(sorted(other))}, which the first "
+                        "line has not"
+                    )
+                if names["item"] not in row:
+                    raise ValueError(f"{source}: line {number}: no {names['item']} (null is none)")
+                for name, values in texts.items():
+                    values.append(as_text(source, number, row.get(name)))
             yield {name: pa.array(values, pa.string()) for name, values in texts.items()}
 
     return _tables(source, names, batches())
@@ -108,7 +130,14 @@ def parquet_rows(source: Source, columns: Names) -> Iterator[pa.Table]:
     except pa.ArrowInvalid as error:
         raise ValueError(f"{source}: not a readable Parquet file ({error})") from None
     names = columns_of(source, file.schema_arrow.names, columns)
-    return _tables(source, names, file.iter_batches(ROWS, columns=list(names.values())))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from file.iter_batches(ROWS, columns=list(names.values()))
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{source}: damaged Parquet file ({error})") from None
+
+    return _tables(source, names, batches())
 
 
 def delimited_rows(source: Source, first: str, columns: Names) -> Iterator[pa.Table]:
@@ -142,6 +171,9 @@ def _tables(source: Source, names: Mapping[str, str], batches: Iterable[Any]) ->
     for batch in batches:
         columns = {key: batch[name] for key, name in names.items()}
         for key in ("user", "item"):
+            if pa.types.is_nested(columns[key].type):
+                kind = columns[key].type
+                raise ValueError(f"{source}: {names[key]} is {kind}, expected an id a row")
             columns[key] = columns[key].cast(pa.string()).fill_null("")
         nobody += pc.call_function("equal", [columns["user"], pa.scalar("")]).true_count
         yield pa.table(columns)
@@ -192,6 +224,7 @@ def histories_of_part(tables: list[pa.Table], source: Source) -> Iterator[Histor
     order = np.argsort(codes, kind="stable")
     if "time" in table.column_names:
         times, bad = parse_times(table["time"])
+        bad &= table["item"].to_numpy() != ""  # what only makes a user known needs no time
         if bad.any():
             value = table["time"][int(bad.argmax())]
             raise ValueError(f"{source}: time '{value}' cannot be read (expected {TIME_FORMS})")
@@ -207,7 +240,10 @@ def read_ids(key: str, path: Path | str) -> list[str]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{key}={path}: no such file; it has an item id a line")
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{key}={path}: not UTF-8 text") from None
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -221,7 +257,10 @@ def columns_of(source: Source, fields: Iterable[str], columns: Names) -> dict[st
 
 def column_of(source: Source, key: str, fields: Iterable[str], columns: Names) -> str:
     wanted = columns.get(key)
+    fields = list(fields)
     for name in USUAL[key] if wanted is None else (wanted,):
+        if fields.count(name) > 1:
+            raise ValueError(f"{source}: {fields.count(name)} columns are named {name}")
         if name in fields:
             return name
     name = wanted or " or ".join(USUAL[key])
@@ -232,25 +271,33 @@ def column_of(source: Source, key: str, fields: Iterable[str], columns: Names) -
 
 def json_lines(source: Source) -> Iterator[tuple[int, str]]:
     with source.open() as stream:
-        for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8"), start=1):
-            if line.strip():
-                yield number, line
+        number = 0
+        try:
+            for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8"), start=1):
+                if line.strip():
+                    yield number, line
+        except UnicodeDecodeError:
+            raise ValueError(f"{source}: line {number + 1} or later: not UTF-8 text") from None
 
 
 def json_object(source: Source, number: int, line: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise ValueError(f"{source}: line {number}: not a JSON object on one line")
     return value
 
 
-def as_text(value: Any) -> str:
+def as_text(source: Source, number: int, value: Any) -> str:
     """An id as Arrow writes numbers: 1.0 is 1; a missing one is empty."""
     if value is None:
         return ""
+    if isinstance(value, (list, dict)):
+        raise ValueError(
+            f"{source}: line {number}: {value!r} is no id; histories have a list items"
+        )
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -290,6 +337,8 @@ def short(score: np.float32) -> float:
 
 
 def check_output(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"output={path}: is a folder")
     if path.suffix not in FORMATS:
         raise ValueError(f"output={path}: must end in one of {', '.join(FORMATS)}")
     if not path.parent.is_dir():

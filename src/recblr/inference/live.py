@@ -86,6 +86,8 @@ class Live:
             raise ValueError("one id and several: give one user and one item, or a list of each")
         if not _several(users):
             users, items = [users], [items]
+        if isinstance(items, Tensor):
+            items = items.tolist()
         known = self.recommender.known
         ids = [known.get(raw, 0) for raw in map(str, items)]
         if len(users) != len(ids):
@@ -171,24 +173,31 @@ class Live:
         try:
             with pa.memory_map(str(path)) as file:
                 made = pa.ipc.open_file(file).read_all()
-        except pa.ArrowInvalid:
+            made.validate(full=True)
+        except (pa.ArrowException, OSError, SystemError):
             raise ValueError(f"states={path}: not a file of Live.save") from None
         if (made.schema.metadata or {}).get(b"model") != live._fingerprint().encode():
             raise ValueError(
                 f"states={path}: made by another model; start(histories) rebuilds them"
             )
-        live.slots.update((user, n) for n, user in enumerate(made["user_id"].to_pylist()))
-        live.seen = [array("i", items) for items in made["seen"].to_pylist()]
-        live.compacted = [0] * len(live.seen)
-        live.representations = _tensor(made["representation"], live.representations, 0)
-        for number, (table, dim) in enumerate(zip(live.tables, live.dims)):
-            kept = f"state_{number}" in made.column_names
-            live.tables[number] = (
-                _tensor(made[f"state_{number}"], table, dim)
-                if kept
-                else _grown(table, dim, len(live))
-            )
+        try:
+            live._fill(made)
+        except (pa.ArrowException, ValueError, KeyError) as error:
+            raise ValueError(f"states={path}: damaged ({error})") from None
         return live
+
+    def _fill(self, made: pa.Table) -> None:
+        """Take the states of all users of a saved table."""
+        self.slots.update((user, n) for n, user in enumerate(made["user_id"].to_pylist()))
+        self.seen = [array("i", items) for items in made["seen"].to_pylist()]
+        self.compacted = [0] * len(self.seen)
+        self.representations = _tensor(made["representation"], self.representations, 0)
+        for number, (table, dim) in enumerate(zip(self.tables, self.dims)):
+            column = f"state_{number}"
+            if column in made.column_names:
+                self.tables[number] = _tensor(made[column], table, dim)
+            else:
+                self.tables[number] = _grown(table, dim, len(self))
 
     def _step(self, slots: Tensor, items: Tensor) -> None:
         """One event (B,) of each of B users in different slots."""

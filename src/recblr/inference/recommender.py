@@ -128,6 +128,9 @@ class Recommender:
         if "item_counts" not in about:
             raise ValueError(f"ckpt_path={path}: has no item_counts; train the model anew")
         config = about["config"]
+        here = (None, "cpu", "cuda") if torch.cuda.is_available() else (None, "cpu")
+        if device not in here:
+            raise ValueError(f"device={device}: must be cpu, or cuda where torch sees a GPU")
         if device is None:
             gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
             device = "cuda" if gpu else "cpu"
@@ -281,7 +284,7 @@ class Recommender:
 
     def encode(self, items: Iterable[Any]) -> list[int]:
         """Ids of the raw ids that are known."""
-        known = self.known
+        known, items = self.known, items.tolist() if isinstance(items, Tensor) else items
         return [known[raw] for raw in map(str, items) if raw in known]
 
     def user_index(self, users: Iterable[str]) -> Tensor:
@@ -304,6 +307,11 @@ class Recommender:
         self, k: int, allow: Iterable[Any] | None = None, deny: Iterable[Any] = ()
     ) -> Candidates:
         """ValueError if there are fewer than k. Unknown ids of the lists are skipped, and said."""
+        for name, ids in (("allow", allow), ("deny", deny)):
+            if isinstance(ids, str):
+                raise ValueError(f"{name}={ids!r}: give a list of ids")
+        if not isinstance(k, (int, np.integer)) or isinstance(k, bool):
+            raise ValueError(f"k={k!r}: must be a whole number")
         candidates = self.every
         deny = list(deny)
         if allow is not None or deny:
@@ -376,7 +384,7 @@ def check_histories(histories: Sequence[History]) -> None:
     """ValueError for what is no pair of a user and several items, as a bare list of items is."""
     for history in histories:
         pair = isinstance(history, (tuple, list)) and len(history) == 2
-        if not pair or isinstance(history[1], str):
+        if not pair or isinstance(history[1], str) or not isinstance(history[1], Collection):
             raise ValueError(f"history {history!r}: must be (user, [item, item, ..])")
 
 
