@@ -5,7 +5,9 @@ import re
 
 import pytest
 from made_up_runs import write_run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from recblr.report import figures
 from recblr.report.__main__ import main
 from recblr.report.grid import Cell, Grid, as_csv, latex, markdown
 from recblr.report.results import append_csv, overrides_of, read_csv, read_results
@@ -137,6 +139,19 @@ def test_figures_are_drawn_from_sweeps(tmp_path, capsys):
     assert "figure5_amazon-beauty.png" in names and "curves_amazon-beauty.svg" in names
     with pytest.raises(SystemExit, match="figure6: no finished run"):
         main(["figure6", str(tmp_path / "runs")])
+
+
+def test_what_a_figure_says_is_inside_of_it(tmp_path):
+    for k in (1, 2):
+        command = f"python train.py model.expansion={k} trainer.max_epochs=5 data.order=shuffled"
+        write_run(tmp_path / f"{k}", seed=1, command=command)
+    (figure,) = figures.figure5(read_results([tmp_path])).values()
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
 
 
 def test_status_names_what_was_cut_and_why_it_failed(runs, capsys):

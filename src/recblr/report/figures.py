@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
+from textwrap import wrap
 
 from matplotlib import rcParams
 from matplotlib.figure import Figure
@@ -15,6 +16,7 @@ from recblr.report.results import Result
 from recblr.report.timed import LONG, UNITS, Timed, extrapolated, fastest
 
 COLUMN = 3.35  # inches: a column of a two-column page
+TITLE = 44  # characters of a line that fit above its axes
 SHOWN = ("hr@10", "ndcg@10")
 STYLE = {"hr@10": ("HR@10", "#0072B2", "o"), "ndcg@10": ("NDCG@10", "#D55E00", "s")}
 DPI = 200
@@ -159,7 +161,8 @@ def _label(run: Result) -> str:
 
 
 def _finish(axes, title: str, x: str, y: str, legend: bool = True) -> None:
-    axes.set_title(title, fontsize=8)
+    lines = [part for line in title.splitlines() for part in wrap(line, TITLE)]
+    axes.set_title("\n".join(lines), fontsize=8)
     axes.set_xlabel(x, fontsize=8)
     axes.set_ylabel(y, fontsize=8)
     axes.tick_params(labelsize=7)
