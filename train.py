@@ -42,7 +42,7 @@ def train(cfg: DictConfig, overrides: list[str], watch: Callable | None = None) 
 
     from recblr.models.saved import build, build_model, choose_scan, load_weights, read_checkpoint
     from recblr.report.tables import model_card, print_config, print_run
-    from recblr.run_folder import RunFolder, environment, keep_log
+    from recblr.run_folder import RunFolder, command_of, environment, keep_log
     from recblr.training import validate
     from recblr.training.evaluate import evaluate, floor_metrics, raw_ranks
     from recblr.training.loggers import closing
@@ -60,6 +60,7 @@ def train(cfg: DictConfig, overrides: list[str], watch: Callable | None = None) 
     data.load()
     run = RunFolder(cfg.resume) if cfg.resume else RunFolder.of(config, data.split_hash)
     if run.finished(cfg.test) and not cfg.overwrite:
+        run.asked_again(command_of("train.py", overrides))
         log.info("finished before; overwrite=true trains anew")
         print_run(run)
         return run.path

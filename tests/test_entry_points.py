@@ -220,6 +220,14 @@ def test_same_command_again_prints_the_table_and_does_not_train(copied):
     assert {name: (copied.folder / name).stat().st_mtime_ns for name in FILES} == before
 
 
+def test_another_command_of_the_same_run_is_kept_beside_the_first(copied):
+    outcome = invoke("train", *SMOKE, "weight_decay=0.0", cwd=copied.cwd)
+    assert outcome.code == 0 and "finished before" in outcome.out
+    about = json.loads((copied.folder / "environment.json").read_text())
+    assert "weight_decay" not in about["command"]
+    assert [command.split()[-1] for command in about["also"]] == ["weight_decay=0.0"]
+
+
 def test_unfinished_run_is_not_taken_for_a_finished_one(copied):
     (copied.folder / "README.md").unlink()
     (copied.folder / "checkpoints" / "last.ckpt").unlink()

@@ -85,6 +85,13 @@ class RunFolder:
         self.write_json("environment.json", known | {"resumed": resumed})
         (self.path / "failed.json").unlink(missing_ok=True)
 
+    def asked_again(self, command: str) -> None:
+        """Keep another command of the same run: `also` in `environment.json`."""
+        known = self.read_json("environment.json")
+        commands = [known["command"], *known.get("also", [])]
+        if command not in commands:
+            self.write_json("environment.json", known | {"also": [*commands[1:], command]})
+
     def keep_epochs(self, epochs: int) -> None:
         """Cut `metrics.csv` after that many epochs: what follows is done again."""
         path = self.path / "metrics.csv"
@@ -230,13 +237,17 @@ def identity(config: Config, split_hash: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def command_of(entry: str, overrides: list[str]) -> str:
+    return shlex.join(["python", entry, *overrides])
+
+
 def environment(entry: str, overrides: list[str]) -> dict[str, Any]:
     """Versions, commit, hardware and threads of this process; the command that repeats the run."""
     import torch
 
     cuda = torch.cuda.is_available()
     return {
-        "command": shlex.join(["python", entry, *overrides]),
+        "command": command_of(entry, overrides),
         "started": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
         "commit": commit(),
         "python": platform.python_version(),

@@ -141,6 +141,20 @@ def test_figures_are_drawn_from_sweeps(tmp_path, capsys):
         main(["figure6", str(tmp_path / "runs")])
 
 
+def test_a_run_that_two_figures_ask_for_is_in_both(tmp_path):
+    one, three, half = ("model.expansion=1", "model.expansion=3", "dropout=0.5")
+    for number, setting in enumerate((one, three, half, "dropout=0.1")):
+        run = write_run(tmp_path / f"{number}", command=f"python train.py data=x {setting}")
+        if setting == half:  # the recipe's own, as an expansion of 2 is the model's
+            run.asked_again("python train.py data=x model.expansion=2")
+            run.asked_again("python train.py data=x model.expansion=2")
+    results = read_results([tmp_path])
+    assert len([r for r in results if r.model == "recblr"]) == 5
+    for make, at in ((figures.figure5, [1, 2, 3]), (figures.figure6, [0.1, 0.5])):
+        (figure,) = make(results).values()
+        assert figure.axes[0].lines[0].get_xdata().tolist() == at
+
+
 def test_what_a_figure_says_is_inside_of_it(tmp_path):
     for k in (1, 2):
         command = f"python train.py model.expansion={k} trainer.max_epochs=5 data.order=shuffled"

@@ -342,15 +342,16 @@ class Recommender:
         skipped: int = 0,
     ) -> Top:
         """The best of all users; `score` and `seen` are of those that are `warm` (B,)."""
-        popular = candidates.popular[:k]
         items, scores = np.empty((len(users), k), np.int64), np.empty((len(users), k), np.float32)
-        items[~warm], scores[~warm] = popular, self.counts[popular]
+        if not warm.all():
+            popular = candidates.popular[:k]
+            items[~warm], scores[~warm] = popular, self.counts[popular]
         filled = 0
         if score is not None:
             best, chosen = top_k(
                 score, k, self.n_items, allowed=candidates.allowed, seen=self._pairs(seen)
             )
-            if not chosen[:, -1].all():
+            if not chosen[:, -1].cpu().numpy().all():
                 short = (chosen[:, -1] == 0).nonzero()[:, 0]
                 filled = len(short)
                 self._fill(score, short, best, chosen, candidates)

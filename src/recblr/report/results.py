@@ -146,7 +146,8 @@ def without_folders(command: str) -> str:
 def read_results(paths: Iterable[Path]) -> list[Result]:
     """The finished runs below some folders, and once per split the floors that they measured.
 
-    Smoke runs are left out, unless there is nothing else: their figures mean nothing.
+    A run that two commands ask for with other settings, one of them a default, comes as both. Smoke
+    runs are left out, unless there is nothing else: their figures mean nothing.
     """
     runs: dict[tuple, Result] = {}
     for folder in run_folders(paths):
@@ -154,6 +155,9 @@ def read_results(paths: Iterable[Path]) -> list[Result]:
             continue
         result = result_of(folder)
         if result.model not in FLOORS:
+            for command in folder.read_json("environment.json").get("also", ()):
+                other = replace(result, command=command, overrides=overrides_of(command))
+                runs[_same(other)] = other
             runs[_same(result)] = result
         counts = {k: v for k, v in run_metrics(folder).items() if k in COUNTS}
         for name, metrics in folder.read_json("floors.json").items():

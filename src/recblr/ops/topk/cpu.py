@@ -69,5 +69,8 @@ def topk_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     flat = scores.as_strided(((rows - 1) * step + width if rows else 0,), (1,))
     values = scores.new_empty(rows, min(k, width))
     columns = torch.empty(values.shape, dtype=torch.int64)
-    call(serial if rows <= FEW else parallel, flat, width, step, values, columns)
+    if rows <= FEW:  # waits for no other thread's kernel
+        serial(flat.detach().numpy(), width, step, values.detach().numpy(), columns.numpy())
+    else:
+        call(parallel, flat, width, step, values, columns)
     return values, columns
