@@ -69,8 +69,8 @@ class Live:
         self.slots, self.seen = Slots(), []
         self.compacted: list[int] = []  # seen items of each user after the last drop of repeats
         if self.step_in_place is not None:  # compile it here, not at the first event
-            nobody = torch.empty(0, dtype=torch.int64)
-            self.step_in_place(nobody, nobody, self.tables)
+            nobody = np.empty(0, np.int64)
+            self.step_in_place(nobody, nobody, self.tables, self.representations)
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -108,13 +108,13 @@ class Live:
             seen.append(item)
             if not len(seen) % SLACK:
                 self._drop_repeats(slot)
-        device = self.recommender.device
-        where, what = (torch.from_numpy(np.array(v)).to(device) for v in (slots, ids))
+        where, what = np.array(slots), np.array(ids)
         if len(ids) == 1:
             self._step(where, what)
             return skipped
-        for chosen in rounds(np.array(slots)):
-            for part in torch.from_numpy(chosen).to(device).split(AT_ONCE):
+        for chosen in rounds(where):
+            for start in range(0, len(chosen), AT_ONCE):
+                part = chosen[start : start + AT_ONCE]
                 self._step(where[part], what[part])
         return skipped
 
@@ -129,9 +129,9 @@ class Live:
     ) -> Top:
         """The k best items for users as they are now; one without an event gets what is popular."""
         rec, users = self.recommender, users if _several(users) else [users]
-        names = np.array(list(map(str, users)), object)
+        names = list(map(str, users))
+        slots = [self.slots[name] for name in names if name in self.slots]
         warm = np.array([name in self.slots for name in names], bool)
-        slots = [self.slots[name] for name in names[warm]]
         seen = [np.array(self.seen[slot], np.int32) for slot in slots] if exclude_seen else None
         candidates = rec.candidates(k, allow, deny)
         with torch.inference_mode():
@@ -140,7 +140,7 @@ class Live:
                 where = torch.from_numpy(np.array(slots)).to(rec.device)
                 x = self.representations.index_select(0, where)
                 score = scorer(x, rec.matrix, rec.bias)
-            return rec.top(names, warm, score, seen, k, candidates)
+            return rec.top(np.array(names, object), warm, score, seen, k, candidates)
 
     def save(self, path: Path | str) -> None:
         """All states as one Arrow file, which holds numbers and text alone."""
@@ -199,16 +199,17 @@ class Live:
             else:
                 self.tables[number] = _grown(table, dim, len(self))
 
-    def _step(self, slots: Tensor, items: Tensor) -> None:
-        """One event (B,) of each of B users in different slots."""
+    def _step(self, slots: np.ndarray, items: np.ndarray) -> None:
+        """One event (B,) of each of B users in different slots, int64."""
         if self.step_in_place is not None and len(slots) <= FEW:
-            self.representations[slots] = self.step_in_place(items, slots, self.tables)
+            self.step_in_place(items, slots, self.tables, self.representations)
             return
-        state = [table.index_select(d, slots) for table, d in zip(self.tables, self.dims)]
-        x, *state = self.step(items, *state)
+        where, what = (torch.from_numpy(a).to(self.recommender.device) for a in (slots, items))
+        state = [table.index_select(d, where) for table, d in zip(self.tables, self.dims)]
+        x, *state = self.step(what, *state)
         for table, dim, part in zip(self.tables, self.dims, state):
-            table.index_copy_(dim, slots, part)
-        self.representations.index_copy_(0, slots, x)
+            table.index_copy_(dim, where, part)
+        self.representations.index_copy_(0, where, x)
 
     def _drop_repeats(self, slot: int) -> None:
         """Once they may be more than half of a user's seen items."""

@@ -355,7 +355,11 @@ class Recommender:
                 short = (chosen[:, -1] == 0).nonzero()[:, 0]
                 filled = len(short)
                 self._fill(score, short, best, chosen, candidates)
-            scores[warm], items[warm] = best.float().cpu().numpy(), chosen.cpu().numpy()
+            best, chosen = best.float().cpu().numpy(), chosen.cpu().numpy()
+            if warm.all():
+                scores, items = best, chosen
+            else:
+                scores[warm], items[warm] = best, chosen
         sources = np.where(warm, MODEL, POPULARITY).astype(object)
         return Top(users, self.item_ids[items], scores, sources, skipped, filled)
 

@@ -108,23 +108,24 @@ def feed_forward(x, w):
 
 
 @njit(cache=True, **MATH)
-def step(items, slots, embedding, norm, layers, h, past, eps, norm_eps):
-    """x (B, D) after one more item (B,) of the users in `slots` (B,), int64, all different.
+def step(items, slots, embedding, norm, layers, h, past, out, eps, norm_eps):
+    """One more item (B,) of the users in `slots` (B,), int64, all different.
 
     embedding (V+1, D), norm (2, D): what comes before the first layer. layers, h, past: tuples, one
-    each per layer; the users' rows of h (S, C) and past (S, W-1, C) are moved on. eps: under the
-    square root of the input's scale; norm_eps: under that of every LayerNorm.
+    each per layer. The users' rows of h (S, C) and past (S, W-1, C) are moved on; those of out
+    (S, D) become their representation. eps: under the square root of the input's scale; norm_eps:
+    under that of every LayerNorm.
     """
-    x = np.empty((len(slots), embedding.shape[1]), f32)
     for b in range(len(slots)):
-        x[b] = embedding[items[b]]
-        normalise(x[b], norm, norm_eps)
+        slot = slots[b]
+        x = out[slot]
+        x[:] = embedding[items[b]]
+        normalise(x, norm, norm_eps)
         for layer in range(len(layers)):
-            recur(x[b], h[layer][slots[b]], past[layer][slots[b]], layers[layer], eps)
-            normalise(x[b], layers[layer].norm, norm_eps)
-            feed_forward(x[b], layers[layer])
-            normalise(x[b], layers[layer].pffn_norm, norm_eps)
-    return x
+            recur(x, h[layer][slot], past[layer][slot], layers[layer], eps)
+            normalise(x, layers[layer].norm, norm_eps)
+            feed_forward(x, layers[layer])
+            normalise(x, layers[layer].pffn_norm, norm_eps)
 
 
 class InPlaceStep:
@@ -139,17 +140,19 @@ class InPlaceStep:
         self.layers = tuple(map(layer_weights, layers))
         self.eps, self.norm_eps = f32(layers[0].recurrent.eps), f32(norm.eps)
 
-    def __call__(self, items: Tensor, slots: Tensor, tables: list[Tensor]) -> Tensor:
+    def __call__(
+        self, items: np.ndarray, slots: np.ndarray, tables: list[Tensor], out: Tensor
+    ) -> None:
         """items 1..V and slots (B,) int64, tables h (S, C) and past (S, W-1, C) of each layer.
 
-        Slots are all different; their rows of the tables go on. Returns x (B, D).
+        Slots are all different; their rows of the tables go on, and those of out (S, D) become the
+        representation.
         """
         arrays = tuple(table.numpy() for table in tables)
-        x = step(
-            items.numpy(), slots.numpy(), self.embedding, self.norm, self.layers,
-            arrays[::2], arrays[1::2], self.eps, self.norm_eps,
+        step(
+            items, slots, self.embedding, self.norm, self.layers,
+            arrays[::2], arrays[1::2], out.numpy(), self.eps, self.norm_eps,
         )  # fmt: skip
-        return torch.from_numpy(x)
 
 
 def norm_weights(norm: nn.LayerNorm) -> np.ndarray:
