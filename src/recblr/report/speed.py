@@ -40,7 +40,11 @@ class Setting(NamedTuple):
 
     @classmethod
     def now(cls, *packages: str, device: str | None = None) -> Setting:
-        """packages: those that matter to the figures. device: the GPU's name; None = the CPU."""
+        """packages: those that matter to the figures. device: the GPU's name; None = the CPU.
+
+        The command names files without the folders of one machine.
+        """
+        words = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
         found = {"python": platform.python_version(), **{name: version(name) for name in packages}}
         return cls(
             threads=int(os.environ.get("OMP_NUM_THREADS") or 0) or cores(),
@@ -48,7 +52,7 @@ class Setting(NamedTuple):
             device=device or f"{cpu_name()}, {cores()} cores",
             versions="; ".join(f"{name} {number}" for name, number in found.items() if number),
             commit=commit(),
-            command=shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+            command=shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *words]),
         )
 
 
