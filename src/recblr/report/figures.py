@@ -61,29 +61,39 @@ def figure4(runs: Sequence[Timed]) -> dict[str, Figure]:
 
 
 def curves(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
-    """Validation NDCG@10 by epoch, a figure per data set, a line per run."""
+    """Validation NDCG@10 by epoch, a line per run: for each data set its models, and the ablations.
+
+    The latter beside the whole RecBLR.
+    """
     figures = {}
     for dataset, here in by_dataset(results):
         runs = [run for run in here if run.curve]
         protocols(runs, force)
-        if not runs:
-            continue
-        figure = Figure((COLUMN, 0.8 * COLUMN), layout="constrained", dpi=DPI)
-        axes = figure.subplots()
-        for run in runs:
-            values = [value for value, _ in run.curve]
-            axes.plot(range(1, len(values) + 1), values, label=_label(run), linewidth=1)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _finish(axes, dataset, "epoch", "validation NDCG@10", legend=len(runs) <= 12)
-        figures[f"curves_{dataset}"] = figure
+        whole = [run for run in runs if run.variant == "default"]
+        if whole:
+            figures[f"curves_{dataset}"] = _curves(whole, dataset)
+        if len(whole) < len(runs):
+            ours = [run for run in runs if run.model == "recblr"]
+            figures[f"curves_{dataset}_ablations"] = _curves(ours, dataset)
     return figures
+
+
+def _curves(runs: Sequence[Result], title: str) -> Figure:
+    figure = Figure((COLUMN, 0.8 * COLUMN), layout="constrained", dpi=DPI)
+    axes = figure.subplots()
+    for run in runs:
+        values = [value for value, _ in run.curve]
+        axes.plot(range(1, len(values) + 1), values, label=_label(run), linewidth=1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _finish(axes, title, "epoch", "validation NDCG@10", legend=len(runs) <= 12)
+    return figure
 
 
 def accuracy_against_time(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
     """Test NDCG@10 against the seconds that training took, a figure per data set."""
     figures = {}
     for dataset, here in by_dataset(results):
-        runs = [run for run in here if run.epochs]
+        runs = [run for run in here if run.epochs and run.variant == "default"]
         protocols(runs, force)
         if not runs:
             continue
