@@ -48,6 +48,19 @@ def test_sequence_and_place_of_a_row(lengths):
     assert list(zip(batch.sequence.tolist(), batch.place.tolist())) == expected
 
 
+@given(
+    sequences=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=12), max_size=6),
+    random=st.randoms(),
+)
+def test_what_a_row_has_met_is_once_each_item_of_its_sequence_up_to_it(sequences, random):
+    batch = batch_of(sequences)
+    chosen = random.choices(range(len(batch.items)), k=random.randint(0, 9)) if sequences else []
+    prefixes = [sequence[: t + 1] for sequence in sequences for t in range(len(sequence))]
+    expected = [(n, item) for n, row in enumerate(chosen) for item in sorted(set(prefixes[row]))]
+    index, items = batch.met(torch.tensor(chosen, dtype=torch.int64))
+    assert list(zip(index.tolist(), items.tolist())) == expected
+
+
 def test_targets_are_one_per_sequence_or_one_per_position(batch):
     assert batch.one_target_per_sequence
     assert not batch_of([[5, 6], [7]], [6, 1, 2]).one_target_per_sequence

@@ -107,18 +107,22 @@ def test_weights_and_ids_are_files_that_others_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, why",
-    [("sasrec", "has no step()"), ("fpmc", "starts from a vector of the user")],
+    "name, changes, why",
+    [
+        ("sasrec", {}, "has no step()"),
+        ("fpmc", {}, "starts from a vector of the user"),
+        ("recblr", {"repeat_bias": True}, "has a repeat bias: its state does not hold the items"),
+    ],
 )
-def test_a_model_that_onnx_cannot_hold_is_exported_without(name, why, tmp_path, capsys):
-    run = str(checkpoint(made_up(name), tmp_path))
+def test_a_model_that_onnx_cannot_hold_is_exported_without(name, changes, why, tmp_path, capsys):
+    run = str(checkpoint(made_up(name, **changes), tmp_path, **changes))
     main(["export", run, "--out", str(tmp_path / "exported")])
     names = {path.name for path in (tmp_path / "exported").iterdir()}
     users = {"user_ids.json"} if name == "fpmc" else set()
     assert names == {"model.safetensors", "item_ids.json"} | users
     modes = {path.stat().st_mode for path in (tmp_path / "exported").iterdir()}
     assert len(modes) == 1
-    assert f"\n{name} {why}: no ONNX\n" in capsys.readouterr().out
+    assert f"\n{name} {why}" in capsys.readouterr().out
 
 
 def test_a_run_of_a_scan_that_only_a_gpu_has_is_exported(tmp_path, monkeypatch, capsys):

@@ -65,9 +65,11 @@ def test_events_in_any_interleaving_and_portions_are_the_whole_pass(name, at_onc
             )[:9]
 
 
-@pytest.mark.parametrize("name", RECURRENT)
-def test_live_and_recomputed_recommendations_are_the_same(name):
-    rec = made_up(name)
+@pytest.mark.parametrize(
+    "name, changes", [*((name, {}) for name in RECURRENT), ("recblr", {"repeat_bias": True})]
+)
+def test_live_and_recomputed_recommendations_are_the_same(name, changes):
+    rec = made_up(name, **changes)
     histories = streams([3, 1, LONGEST, 12])
     live = rec.start((user, raw(items)) for user, items in histories.items())
     users = [*histories, "stranger"]

@@ -17,7 +17,7 @@ from tolerances import relative_error
 
 from recblr.data.loader import PackedLoader
 from recblr.data.sequences import training_rows
-from recblr.models.base import SequentialModel, block_scorer
+from recblr.models.base import REPEAT_SCALE, SequentialModel, block_scorer
 from recblr.training.cloze import Cloze
 from recblr.training.objectives import BCE, BPR, CrossEntropy, SampledSoftmax
 
@@ -42,6 +42,7 @@ def classes() -> dict[str, type]:
 CLASSES = classes()
 CAUSAL = [name for name, cls in CLASSES.items() if cls.causal]
 NOT_CAUSAL = [name for name, cls in CLASSES.items() if not cls.causal]
+REPEATS = [n for n, cls in CLASSES.items() if "repeat_bias" in inspect.signature(cls).parameters]
 RECURRENT = [name for name, cls in CLASSES.items() if hasattr(cls, "step")]
 
 
@@ -119,10 +120,12 @@ def test_every_position_is_the_representation_of_its_prefix(name):
             torch.testing.assert_close(encoded[start + stop - 1], prefix, **CLOSE)
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize(
+    "name, changes", [(n, {}) for n in CAUSAL] + [(n, {"repeat_bias": True}) for n in REPEATS]
+)
 @pytest.mark.parametrize("objective", [CrossEntropy(), None], ids=["loss", "linear"])
-def test_all_positions_and_prefix_rows_have_one_loss_and_one_gradient(name, objective):
-    model = tiny(name)
+def test_all_positions_and_prefix_rows_have_one_loss_and_one_gradient(name, changes, objective):
+    model = tiny(name, **changes)
     store = store_of(random_sequences([12, 3, 4, 7, 2, 1, 12], V), V)
     losses = []
     for mode in ("all_positions", "prefix"):
@@ -135,7 +138,22 @@ def test_all_positions_and_prefix_rows_have_one_loss_and_one_gradient(name, obje
             loss = (x * torch.linspace(-1, 1, x.shape[1], dtype=x.dtype)).sum()
         losses.append(loss)
     of_items = {"lrurec": ["output_bias"], "fpmc": ["item_user.weight", "item_last.weight"]}
-    assert_same(*losses, model, without=of_items.get(name, ()) if objective is None else ())
+    without = [*of_items.get(name, ()), *(["repeat_bias.weight"] if changes else ())]
+    assert_same(*losses, model, without=without if objective is None else ())
+
+
+@pytest.mark.parametrize("name", REPEATS)
+def test_a_repeat_bias_moves_the_scores_of_the_items_met_and_no_others(name):
+    plain, raised = tiny(name), tiny(name, repeat_bias=True)
+    weights = raised.state_dict()
+    bias = REPEAT_SCALE * weights.pop("repeat_bias.weight")
+    plain.load_state_dict(weights)
+    batch = batch_of([[3, 7, 3, 1], [9]])
+    expected = block_scorer(plain, batch)(2, V + 1)
+    expected[0, [1, 5]] += bias  # items 3 and 7; 1 is in another block
+    expected[1, 7] += bias
+    assert bias.abs() > 0.1
+    torch.testing.assert_close(block_scorer(raised, batch)(2, V + 1), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("name", CLASSES)

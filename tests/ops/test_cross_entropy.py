@@ -8,16 +8,19 @@ from recblr.ops.cross_entropy import linear_cross_entropy
 from recblr.ops.cross_entropy.chunked import rows_at_once
 from recblr.ops.cross_entropy.reference import linear_cross_entropy as plain_cross_entropy
 
-NAMES = ("x", "weight", "bias")
+NAMES = ("x", "weight", "bias", "cell_bias")
 
 
-def make(n, v, d=8, scale=1.0, bias=True, seed=0):
+def make(n, v, d=8, scale=1.0, bias=True, seed=0, cells=True):
     random = torch.Generator().manual_seed(seed)
+    cell = torch.rand(n, v, generator=random).lt(0.3).nonzero(as_tuple=True) if cells else None
     return {
         "x": scale * torch.randn(n, d, generator=random, dtype=torch.float64),
         "weight": torch.randn(v, d, generator=random, dtype=torch.float64),
         "targets": torch.randint(v, (n,), generator=random),
         "bias": torch.randn(v, generator=random, dtype=torch.float64) if bias else None,
+        "cells": cell,
+        "cell_bias": torch.tensor(-2.5, dtype=torch.float64) if cells else None,
     }
 
 
@@ -38,13 +41,15 @@ def evaluate(inputs, dtype, function=linear_cross_entropy, incoming=1.0, **kwarg
     bias=st.booleans(),
     chunk_rows=st.sampled_from((7, 64, 256)),
     seed=st.integers(0, 99),
+    cells=st.booleans(),
 )
-@example(65, 300, 1e4, True, 64, 1)
-@example(200, 300, 1.0, True, 64, 2)
-def test_chunks_equal_the_plain_loss_in_float64(n, v, scale, bias, chunk_rows, seed):
-    """Scale 1e4 gives logits of 1e5, far outside exp's range."""
-    case = f"{n=} {v=} {scale=} {bias=} {chunk_rows=} {seed=}"
-    inputs = make(n, v, scale=scale, bias=bias, seed=seed)
+@example(65, 300, 1e4, True, 64, 1, False)
+@example(200, 300, 1.0, True, 64, 2, True)
+def test_chunks_equal_the_plain_loss_in_float64(n, v, scale, bias, chunk_rows, seed, cells):
+    """Scale 1e4 gives logits of 1e5, far outside exp's range, whose rounding outweighs a cell's."""
+    cells = cells and scale < 1e4
+    case = f"{n=} {v=} {scale=} {bias=} {chunk_rows=} {seed=} {cells=}"
+    inputs = make(n, v, scale=scale, bias=bias, seed=seed, cells=cells)
     exact = evaluate(inputs, torch.float64, plain_cross_entropy, incoming=3.0)
     plain = evaluate(inputs, torch.float32, plain_cross_entropy, incoming=3.0)
     for dtype in (torch.float32, torch.float64):
@@ -55,9 +60,9 @@ def test_chunks_equal_the_plain_loss_in_float64(n, v, scale, bias, chunk_rows, s
 def test_float64_gradients_equal_finite_differences():
     inputs = make(5, 7)
     leaves = [inputs[k].requires_grad_() for k in NAMES]
-    targets = inputs["targets"]
+    given = {"targets": inputs["targets"], "cells": inputs["cells"], "chunk_rows": 2}
     assert torch.autograd.gradcheck(
-        lambda x, w, b: linear_cross_entropy(x, w, targets, b, chunk_rows=2), leaves
+        lambda *leaf: linear_cross_entropy(**dict(zip(NAMES, leaf)), **given), leaves
     )
 
 
@@ -146,7 +151,7 @@ def test_autocast_runs_the_products_in_its_dtype():
 def test_slices_of_larger_buffers_are_read_and_left_alone():
     inputs = make(30, 20)
     expected = evaluate(inputs, torch.float64)
-    sliced = {k: v.repeat_interleave(2, -1)[..., ::2] if k in NAMES else v
+    sliced = {k: v.repeat_interleave(2, -1)[..., ::2] if k in NAMES and v.dim() else v
               for k, v in inputs.items()}  # fmt: skip
     got = evaluate(sliced, torch.float64)
     for name in expected:

@@ -6,6 +6,7 @@ from gradients import assert_same, gradients
 
 from recblr.data.loader import PackedLoader
 from recblr.data.sequences import training_rows
+from recblr.models.base import REPEAT_SCALE, RepeatBias
 from recblr.models.recblr import RecBLR
 from recblr.training.objectives import BCE, BPR, CrossEntropy, SampledSoftmax, pair_scores
 
@@ -64,6 +65,24 @@ def test_an_item_bias_is_added_to_the_logits(model):
     logits = model.represent(batch) @ model.embedding.weight.T + bias
     torch.testing.assert_close(
         CrossEntropy()(model, batch), F.cross_entropy(logits, batch.targets), **CLOSE
+    )
+
+
+def test_a_repeat_bias_is_added_to_the_logits_of_the_items_up_to_each_target(model):
+    model.repeat_bias = RepeatBias().double()
+    model.repeat_bias.weight.data.fill_(-0.3)
+    sequences = [[3, 7, 3, 1], [2, 9]]
+    batch = batch_of(sequences, [7, 3, 0, 5, 0, 2])  # every position
+    logits = model.encode(batch) @ model.embedding.weight.T
+    met = [{3}, {3, 7}, {3, 7}, {3, 7, 1}, {2}, {2, 9}]
+    for row, items in enumerate(met):
+        logits[row, list(items)] += REPEAT_SCALE * model.repeat_bias.weight
+    rows = batch.targets > 0
+    expected = F.cross_entropy(logits[rows], batch.targets[rows])
+    assert_same(CrossEntropy()(model, batch), expected, model)
+    last = batch_of(sequences, [5, 2])  # a target per sequence
+    torch.testing.assert_close(
+        CrossEntropy()(model, last), F.cross_entropy(logits[[3, 5]], last.targets), **CLOSE
     )
 
 

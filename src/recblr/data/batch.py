@@ -70,6 +70,19 @@ class SequenceBatch:
         """int64 scalar on the batch's device."""
         return self.targets.count_nonzero()
 
+    def met(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What each of some packed rows (M,) and the rows before it in its sequence hold.
+
+        Returns the index in `rows` and the item, (C,) int64 each, a pair once, by index.
+        """
+        counts = self.place[rows] + 1  # (M,)
+        index = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)  # (C',)
+        before = counts.cumsum(0)[index] - torch.arange(len(index), device=rows.device) - 1
+        items = self.items[rows[index] - before]
+        base = items.max() + 1 if len(items) else 1
+        pairs = (index * base + items).unique()
+        return pairs // base, pairs % base
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SequenceBatch:
         moved = {
             f.name: value.to(device, non_blocking=non_blocking)

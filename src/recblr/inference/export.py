@@ -12,7 +12,8 @@ Item j has column j of the scores; the padding's is -inf. The full pass is the s
 ONNX (Scan), so both compute one function, and full.onnx's states go on with step.onnx. Neither
 has a `max_length`: both see a whole history, `Recommender.recommend` its last `max_length` items,
 so their results differ for longer ones. A model without `step` has no ONNX, nor has one whose
-state starts from a vector of the user (FPMC): item ids alone don't say whose. Needs the extra
+state starts from a vector of the user (FPMC): item ids alone don't say whose; nor has one with a
+repeat bias, which asks for all that the user has met. Needs the extra
 `serving`. `onnxruntime.RunOptions().only_execute_path_to_fetches = True` computes no scores
 where none are asked for.
 """
@@ -36,7 +37,7 @@ from torch.utils._pytree import tree_leaves
 
 from recblr.inference.live import FlatStep, starts_by_user, user_dim
 from recblr.inference.recommender import Recommender
-from recblr.models.base import item_bias
+from recblr.models.base import item_bias, repeat_bias
 
 OPSET = 20
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "safetensors")
@@ -80,6 +81,8 @@ def no_onnx(model: Any) -> str | None:
     """Why a model has no ONNX; None for one that has."""
     if not hasattr(model, "step"):
         return "has no step()"
+    if repeat_bias(model) is not None:
+        return "has a repeat bias: its state does not hold the items that it is for"
     return "starts from a vector of the user" if starts_by_user(model) else None
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from recblr.models.base import scorer
+from recblr.models.base import repeat_bias, scorer
 
 if TYPE_CHECKING:
     from recblr.inference.recommender import Recommender, Top
@@ -139,8 +139,18 @@ class Live:
             if slots:
                 where = torch.from_numpy(np.array(slots)).to(rec.device)
                 x = self.representations.index_select(0, where)
-                score = scorer(x, rec.matrix, rec.bias)
+                score = scorer(x, rec.matrix, rec.bias, self._raised(slots))
             return rec.top(np.array(names, object), warm, score, seen, k, candidates)
+
+    def _raised(self, slots: list[int]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What a repeat bias raises: index into `slots`, item, by how much."""
+        raised = repeat_bias(self.model)
+        if raised is None:
+            return None
+        met = [np.unique(np.array(self.seen[slot], np.int64)) for slot in slots]
+        pairs = np.arange(len(met)).repeat([len(items) for items in met]), np.concatenate(met)
+        row, item = (torch.from_numpy(part).to(self.recommender.device) for part in pairs)
+        return row, item, raised
 
     def save(self, path: Path | str) -> None:
         """All states as one Arrow file, which holds numbers and text alone."""

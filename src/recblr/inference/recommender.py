@@ -210,7 +210,8 @@ class Recommender:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Raw user ids (B,), vectors (B, D'); zeros for a user of whom no item is known.
 
-        The score of an item is the product of the user's vector and the item's.
+        The score of an item is the product of the user's vector and the item's, and, where the
+        user has met the item, the model's repeat bias, if it has one.
         """
         width = self.item_vectors()[1].shape[1]
         ids, vectors = [np.empty(0, object)], [np.empty((0, width), np.float32)]

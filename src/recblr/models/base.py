@@ -11,21 +11,24 @@ from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from recblr.data.batch import SequenceBatch
 
 PRODUCT_TILE = 64  # a multiple of the column tiles of the matrix products in use
+REPEAT_SCALE = 10.0  # Adam moves a weight by lr at most: at 1e-3 the bias is free within an epoch
 
 
 @runtime_checkable
 class SequentialModel(Protocol):
     """A trained model. Score of an item = representation x item matrix (+ item bias).
 
-    May also have `item_bias() -> (V+1,)`, `regulariser() -> scalar` that an objective adds, and,
-    if recurrent, `init_state(B)` and `step(items (B,), state) -> (representation (B, D'), state)`,
-    which equals `encode`; one with a user table takes `init_state(B, user_ids (B,))`. It may have
+    May also have `item_bias() -> (V+1,)`, `regulariser() -> scalar` that an objective adds,
+    `repeat_bias`, a RepeatBias or None, and, if recurrent, `init_state(B)` and
+    `step(items (B,), state) -> (representation (B, D'), state)`, which equals
+    `encode`; one with a user table takes `init_state(B, user_ids (B,))`. It may have
     `step_in_place()`, which gives None, or a function of items 1..V and slots (B,), int64 arrays,
     of the parts of a state, each with a row per slot, which it moves on, and of a table that takes
     the representations. One that fills in masked items has `mask_id`, the token in their place, and
@@ -69,6 +72,23 @@ class Floor(BlockScorer, Protocol):
 Scorer = SequentialModel | BlockScorer
 
 
+class RepeatBias(nn.Module):
+    """One learned number that the score of every item in the user's sequence is raised by.
+
+    A softmax over all items has to learn for each item anew that a user does not come back to it
+    (or does, as in music): the representation of a history lies close to its own items. This says
+    it once. It is 0 at first, and the log decides its sign.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self) -> Tensor:
+        """Scalar."""
+        return REPEAT_SCALE * self.weight
+
+
 def item_bias(model: SequentialModel) -> Tensor | None:
     """(V+1,) or None: what a model adds to every score of an item."""
     return getattr(model, "item_bias", lambda: None)()
@@ -79,19 +99,31 @@ def regulariser(model: SequentialModel) -> Tensor | float:
     return getattr(model, "regulariser", lambda: 0.0)()
 
 
+def repeat_bias(model: Scorer) -> Tensor | None:
+    """Scalar or None: what a model adds to the scores of the items that the user has met."""
+    bias = getattr(model, "repeat_bias", None)
+    return None if bias is None else bias()
+
+
 def block_scorer(model: Scorer, batch: SequenceBatch) -> Callable[[int, int], Tensor]:
     """`score(lo, hi) -> (B, hi - lo)`: scores of the items lo..hi-1 after each sequence."""
     if isinstance(model, BlockScorer):
         return partial(model.score_block, batch)
-    return scorer(model.represent(batch), model.item_matrix(), item_bias(model))
+    repeats = repeat_bias(model)
+    met = None if repeats is None else (*batch.met(batch.last), repeats)
+    return scorer(model.represent(batch), model.item_matrix(), item_bias(model), met)
 
 
 def scorer(
-    representation: Tensor, matrix: Tensor, bias: Tensor | None
+    representation: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    met: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Callable[[int, int], Tensor]:
     """`score(lo, hi) -> (B, hi - lo)` from representations (B, D') and what a model has of items.
 
     matrix (V+1, D'); zero rows below, PRODUCT_TILE of them at least, save a copy in each call.
+    met: rows and items (C,) int64, a pair once, whose score is raised, and by how much (scalar).
     """
 
     def score(lo: int, hi: int) -> Tensor:
@@ -102,6 +134,11 @@ def scorer(
         if short := hi + missing - lo - len(rows):
             rows = functional.pad(rows, (0, 0, 0, short))
         scores = (representation @ rows.T)[:, : hi - lo]
-        return scores if bias is None else scores + bias[lo:hi]
+        scores = scores if bias is None else scores + bias[lo:hi]
+        if met is None:
+            return scores
+        row, item, raised = met
+        inside = (item >= lo) & (item < hi)
+        return scores.index_put_((row[inside], item[inside] - lo), raised, accumulate=True)
 
     return score

@@ -37,6 +37,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
 from recblr.data.batch import SequenceBatch
+from recblr.models.base import RepeatBias
 from recblr.models.blocks import check_dropout, check_sizes
 from recblr.ops.dropout import Dropout
 
@@ -54,6 +55,7 @@ class GRU4Rec(nn.Module):
         n_layers: int = 1,
         dropout: float = 0.3,
         usual: bool = False,
+        repeat_bias: bool = False,
     ):
         super().__init__()
         check_sizes(d_model=d_model, hidden=hidden, n_layers=n_layers)
@@ -62,6 +64,7 @@ class GRU4Rec(nn.Module):
         self.dropout = Dropout(dropout)
         self.gru = nn.GRU(d_model, hidden, n_layers, bias=False)
         self.dense = nn.Linear(hidden, d_model)
+        self.repeat_bias = RepeatBias() if repeat_bias else None
         nn.init.xavier_normal_(self.embedding.weight)
         nn.init.xavier_uniform_(self.gru.weight_ih_l0)
         nn.init.xavier_uniform_(self.gru.weight_hh_l0)

@@ -54,6 +54,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
+from recblr.models.base import RepeatBias
 from recblr.models.blocks import FeedForward, check_dropout, check_sizes
 from recblr.ops.dropout import Dropout
 from recblr.ops.lru import Scan, lru, resolve
@@ -141,6 +142,7 @@ class LRURec(nn.Module):
         dropout: float = 0.2,
         scan: Scan = "auto",
         usual: bool = False,
+        repeat_bias: bool = False,
     ):
         super().__init__()
         check_sizes(d_model=d_model, n_layers=n_layers)
@@ -158,6 +160,7 @@ class LRURec(nn.Module):
                 nn.init.trunc_normal_(
                     parameter, 0, TRUNCATED_STD, -2 * TRUNCATED_STD, 2 * TRUNCATED_STD
                 )
+        self.repeat_bias = RepeatBias() if repeat_bias else None  # which starts at 0
 
     @staticmethod
     def resolve_scan(scan: str, device: str) -> str:

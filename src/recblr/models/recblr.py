@@ -12,6 +12,7 @@ Sequential Recommendation", CIKM 2024. Equations as numbered there.
                     a_t = exp(-softplus(Lambda) r_t)                                 (eq. 8)
                     h_t = a_t h_(t-1) + sqrt(1 - a_t^2) i_t u_t                      (eq. 5, 8)
     score  = h_T E^T                                                                 (eq. 2)
+    `repeat_bias`, ours: a number is added for items of the sequence (RepeatBias)
 
 Shapes: N packed items, B sequences, D = d_model, C = expansion * D, W = conv_width, V items.
 
@@ -57,6 +58,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
+from recblr.models.base import RepeatBias
 from recblr.models.blocks import (
     NORM_EPS,
     FeedForward,
@@ -270,6 +272,7 @@ class RecBLR(nn.Module):
         gate_z: bool = True,
         input_gate: bool = True,
         constant_decay: bool = False,
+        repeat_bias: bool = False,
     ):
         super().__init__()
         check_sizes(d_model=d_model, n_layers=n_layers, expansion=expansion, conv_width=conv_width)
@@ -302,6 +305,7 @@ class RecBLR(nn.Module):
         self.layers = nn.ModuleList(
             BehaviorLayer(d_model, dropout, pffn, **recurrent) for _ in range(n_layers)
         )
+        self.repeat_bias = RepeatBias() if repeat_bias else None
         self.apply(init_weights)
 
     @staticmethod

@@ -42,6 +42,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
+from recblr.models.base import RepeatBias
 from recblr.models.blocks import (
     NORM_EPS,
     AttentionLayer,
@@ -68,6 +69,7 @@ class SASRec(nn.Module):
         n_heads: int = 2,
         dropout: float = 0.5,
         usual: bool = False,
+        repeat_bias: bool = False,
     ):
         super().__init__()
         check_sizes(max_length=max_length, d_model=d_model, n_layers=n_layers, n_heads=n_heads)
@@ -80,6 +82,7 @@ class SASRec(nn.Module):
         self.layers = nn.ModuleList(
             AttentionLayer(d_model, n_heads, dropout, causal=True) for _ in range(n_layers)
         )
+        self.repeat_bias = RepeatBias() if repeat_bias else None
         self.apply(init_weights)
 
     def item_matrix(self) -> Tensor:

@@ -21,6 +21,8 @@ from recblr.run_folder import METRICS, RunFolder, model_name
 _ELSEWHERE = ("data", "model", "ablation", "seed", "logger", "experiment", "trainer")
 _ELSEWHERE += ("data.path", "data.urls", "data.sha256", "test", "overwrite", "resume")
 
+_TOLD_BY_RECIPE = ("recipe=usual/", "recipe=tuned/", "recipe=best/")  # which is a column
+
 COUNTS = ("n_users", "n_items", "interactions")  # of a log, after its filter
 FLOORS = ("popularity", "markov")
 
@@ -128,7 +130,7 @@ def overrides_of(command: str) -> str:
         for word in settings
         if (key := word.split("=", 1)[0].lstrip("+")) not in _ELSEWHERE
         and not key.startswith(("paths.", "hydra.", "logger."))
-        and not word.startswith(("recipe=usual/", "recipe=tuned/"))  # told by the column
+        and not word.startswith(_TOLD_BY_RECIPE)
     }
     return " ".join(kept[key] for key in sorted(kept))
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.base import SequentialModel, item_bias, regulariser
+from recblr.models.base import SequentialModel, item_bias, regulariser, repeat_bias
 from recblr.ops.cross_entropy import linear_cross_entropy
 
 
@@ -25,10 +25,21 @@ class CrossEntropy:
     """
 
     fills_in = False  # predicts what comes next: at every position only if the model is causal
+    learns_repeat_bias = True
 
     def __call__(self, model: SequentialModel, batch: SequenceBatch) -> Tensor:
         representation, targets = at_targets(model, batch)
-        loss = linear_cross_entropy(representation, model.item_matrix(), targets, item_bias(model))
+        repeats, cells = repeat_bias(model), None
+        if repeats is not None:
+            cells = batch.met(target_rows(batch))
+        loss = linear_cross_entropy(
+            representation,
+            model.item_matrix(),
+            targets,
+            item_bias(model),
+            cells=cells,
+            cell_bias=repeats,
+        )
         return loss + regulariser(model)
 
 
@@ -100,8 +111,15 @@ def at_targets(model: SequentialModel, batch: SequenceBatch) -> tuple[Tensor, Te
         return model.represent(batch), batch.targets
     if not model.causal:
         raise ValueError(leak(model))
-    rows = batch.targets.nonzero().squeeze(1)
+    rows = target_rows(batch)
     return model.encode(batch)[rows], batch.targets[rows]
+
+
+def target_rows(batch: SequenceBatch) -> Tensor:
+    """(M,) int64: the packed row that each of the batch's M targets follows."""
+    if batch.one_target_per_sequence:
+        return batch.last
+    return batch.targets.nonzero().squeeze(1)
 
 
 def leak(model: SequentialModel) -> str:

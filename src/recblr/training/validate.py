@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from recblr.data.datamodule import Part
+from recblr.models.base import repeat_bias
 from recblr.models.saved import build, build_model, locate
 from recblr.ops.backends import HAS_NUMBA
 from recblr.run_folder import model_name, variant_name
@@ -144,9 +145,10 @@ def known_keys(config_file: Path) -> set[str]:
 
 
 def _check_recipe_is_of_the_model(cfg: DictConfig, recipe: str | None) -> None:
-    """`usual/<model>` and `tuned/<data>/<model>` hold what was chosen for one of each."""
+    """`usual/<model>` and `{tuned,best}/<data>/<model>` hold what was chosen for one of each."""
     kind, _, rest = (recipe or "").partition("/")
-    own = {"usual": model_name(cfg), "tuned": f"{cfg.data.name}/{variant_name(cfg)}"}.get(kind)
+    of_both = f"{cfg.data.name}/{variant_name(cfg)}"
+    own = {"usual": model_name(cfg), "tuned": of_both, "best": of_both}.get(kind)
     if own is not None and rest != own:
         raise ValueError(
             f"recipe={recipe}: its values are not those of this run, which would be "
@@ -162,6 +164,11 @@ def _check_training(cfg: DictConfig, model: torch.nn.Module) -> None:
         raise ValueError(
             f"objective={_name(objective)}: {_name(model)} has no mask token to fill in; "
             "model=bert4rec has"
+        )
+    if repeat_bias(model) is not None and not getattr(objective, "learns_repeat_bias", False):
+        raise ValueError(
+            f"repeat_bias=true: objective={_name(objective)} does not learn it; "
+            "objective=cross_entropy does"
         )
     if getattr(objective, "usual", False) and cfg.target_mode != "prefix":
         log.warning(

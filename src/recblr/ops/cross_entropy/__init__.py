@@ -12,14 +12,17 @@ def linear_cross_entropy(
     targets: Tensor,
     bias: Tensor | None = None,
     chunk_rows: int | None = None,
+    cells: tuple[Tensor, Tensor] | None = None,
+    cell_bias: Tensor | None = None,
 ) -> Tensor:
     """mean_n [log sum_v exp(x_n . weight_v + bias_v) - (x_n . weight + bias)_(targets_n)].
 
     x (N, D), weight (V, D), bias (V,) or None, of one float dtype but float16; targets (N,) int64
-    in 0..V-1, every row counts. Returns a scalar, 0 for N = 0. Never more than `chunk_rows` rows of
-    logits exist (None: what the cache holds, or 2^26 logits on a GPU): the gradients are made with
-    them, in the forward. Differentiable once. Under autocast the products run in its dtype.
-    ValueError for shapes, dtypes and devices; targets outside 0..V-1 raise IndexError or
+    in 0..V-1, every row counts. cells: rows and columns (C,) int64, by row, each pair once; to
+    their logits cell_bias () is added. Returns a scalar, 0 for N = 0. Never more than `chunk_rows`
+    rows of logits exist (None: what the cache holds, or 2^26 logits on a GPU): the gradients are
+    made with them, in the forward. Differentiable once. Under autocast the products run in its
+    dtype. ValueError for shapes, dtypes and devices; targets outside 0..V-1 raise IndexError or
     RuntimeError from torch's gather.
 
     `F.linear_cross_entropy` of torch 2.13 and later makes chunks too, but is not used: forward and
@@ -30,8 +33,10 @@ def linear_cross_entropy(
         shapes = f"x has shape {tuple(x.shape)}, weight {tuple(weight.shape)}"
         raise ValueError(f"{shapes}, expected (N, D) and (V, D) with V of 1 or more")
     (n, width), items = x.shape, len(weight)
-    for name, tensor, shape in (("weight", weight, (items, width)), ("targets", targets, (n,)),
-                                ("bias", bias, (items,))):  # fmt: skip
+    expected = {"weight": (items, width), "targets": (n,), "bias": (items,), "cell_bias": ()}
+    given = {"weight": weight, "targets": targets, "bias": bias, "cell_bias": cell_bias}
+    for name, shape in expected.items():
+        tensor = given[name]
         if tensor is None:
             continue
         if tensor.shape != shape:
@@ -44,14 +49,18 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+        cell_bias = None if cell_bias is None else cell_bias.to(dtype)
     if x.dtype not in (torch.float64, torch.float32, torch.bfloat16):  # 1/(N V) is 0 in float16
         raise ValueError(f"x is {x.dtype}, expected torch.float64, float32 or bfloat16")
-    for name, tensor in (("weight", weight), ("bias", bias)):
+    for name, tensor in (("weight", weight), ("bias", bias), ("cell_bias", cell_bias)):
         if tensor is not None and tensor.dtype != x.dtype:
             raise ValueError(f"{name} is {tensor.dtype}, expected {x.dtype} as x")
     if n == 0:
-        return x.sum() + 0 * weight.sum() + (0 if bias is None else 0 * bias.sum())
+        zeros = (0 * tensor.sum() for tensor in (weight, bias, cell_bias) if tensor is not None)
+        return sum(zeros, x.sum())
     if chunk_rows is None:
         chunk_rows = rows_at_once(items, x.device)
     differentiate = torch.is_grad_enabled()
-    return ChunkedLinearCrossEntropy.apply(x, weight, targets, bias, chunk_rows, differentiate)
+    return ChunkedLinearCrossEntropy.apply(
+        x, weight, targets, bias, cell_bias, cells, chunk_rows, differentiate
+    )

@@ -25,25 +25,31 @@ def rows_at_once(items: int, device: torch.device) -> int:
 
 class ChunkedLinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, targets, bias, chunk_rows, differentiate):
+    def forward(ctx, x, weight, targets, bias, cell_bias, cells, chunk_rows, differentiate):
         n, v = len(x), len(weight)
         half = x.dtype == torch.bfloat16
         wide = torch.float32 if half else x.dtype  # of softmax and sums; products stay in x.dtype
-        need_x, need_weight, need_bias = (
-            differentiate and ctx.needs_input_grad[k] for k in (0, 1, 3)
+        need_x, need_weight, need_bias, need_cells = (
+            differentiate and ctx.needs_input_grad[k] for k in (0, 1, 3, 4)
         )
         dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
         dweight = weight.new_zeros(weight.shape, dtype=wide) if need_weight else None
         dbias = weight.new_zeros(v, dtype=wide) if need_bias else None
+        dcells = x.new_zeros((), dtype=wide) if need_cells else None
         buffer = x.new_empty(min(chunk_rows, n), v)
+        bounds = cell_bounds(cells, n, chunk_rows)
         loss = x.new_zeros((), dtype=wide)
 
-        for start in range(0, n, chunk_rows):
+        for number, start in enumerate(range(0, n, chunk_rows)):
             rows = slice(start, min(start + chunk_rows, n))
             x_rows, count = x[rows], rows.stop - rows.start
             logits = torch.mm(x_rows, weight.t(), out=buffer[:count])
             if bias is not None:
                 logits += bias
+            if cells is not None:
+                own = slice(bounds[number], bounds[number + 1])
+                cell = cells[0][own] - start, cells[1][own]
+                logits[cell] += cell_bias
             e = logits.to(wide)  # the same memory, except in half precision
             target = targets[rows, None]
             e -= e.amax(1, keepdim=True)
@@ -66,12 +72,25 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
                     dweight.addmm_(e.t(), scaled)
             if dbias is not None:
                 dbias += torch.mv(e.t().to(wide), inverse.squeeze(1))
+            if dcells is not None:
+                dcells += (e[cell].to(wide) * inverse[cell[0], 0]).sum()
 
-        ctx.save_for_backward(*(None if d is None else d.to(x.dtype) for d in (dx, dweight, dbias)))
+        made = (dx, dweight, dbias, dcells)
+        ctx.save_for_backward(*(None if d is None else d.to(x.dtype) for d in made))
         return loss / n
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        dx, dweight, dbias = (None if d is None else d * grad.to(d) for d in ctx.saved_tensors)
-        return dx, dweight, None, dbias, None, None
+        dx, dweight, dbias, dcells = (
+            None if d is None else d * grad.to(d) for d in ctx.saved_tensors
+        )
+        return dx, dweight, None, dbias, dcells, None, None, None
+
+
+def cell_bounds(cells, n: int, chunk_rows: int) -> list[int]:
+    """Where the cells of each chunk of rows begin, and their end; cells lie by row."""
+    if cells is None:
+        return []
+    starts = torch.arange(0, n + chunk_rows, chunk_rows, device=cells[0].device)
+    return torch.searchsorted(cells[0], starts).tolist()
