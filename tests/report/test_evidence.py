@@ -1,15 +1,19 @@
 """Stars, curves, counts and costs: from run folders, and again from the files of `results/`."""
 
 import math
+import shutil
 
+import numpy as np
 import pytest
 from made_up_runs import write_run
 
 from recblr.report.__main__ import main
 from recblr.report.differences import after_holm, differences
 from recblr.report.evidence import Evidence
+from recblr.report.ranks import UserRanks, keep_ranks, read_ranks
 from recblr.report.results import read_results, read_rows
 from recblr.report.timed import UNITS, read_timed
+from recblr.run_folder import METRICS
 
 
 def row(table: str, name: str) -> list[str]:
@@ -67,7 +71,8 @@ def test_a_fresh_clone_rebuilds_the_same_tables_from_results(seeds, tmp_path, ca
     expected = [run(capsys, name, seeds) for name in names]
     first = run(capsys, "collect", seeds)
     assert "9 runs and floors added, 9 in the file" in first and "1 timed runs" in first
-    files = sorted((tmp_path / "results").iterdir())
+    files = sorted(file for file in (tmp_path / "results").rglob("*") if file.is_file())
+    assert len(files) == 4 + 8  # a file of ranks per trained run
     before = [file.read_bytes() for file in files]
     run(capsys, "collect", seeds)
     assert [file.read_bytes() for file in files] == before
@@ -80,6 +85,34 @@ def test_a_fresh_clone_rebuilds_the_same_tables_from_results(seeds, tmp_path, ca
     for part in ("Table 1: amazon-beauty", "Table 5", "recblr (paper) − sasrec", "](results/fig"):
         assert part in page
     assert "Nothing was measured on a GPU" in page
+
+
+def test_runs_whose_folders_are_gone_are_compared_with_new_ones(seeds, tmp_path, capsys):
+    together, apart = tmp_path / "together", tmp_path / "apart"
+    run(capsys, "collect", seeds, "--to", together)
+    for model in ("sasrec", "recblr"):
+        run(capsys, "collect", seeds / model, "--to", apart)
+        shutil.rmtree(seeds / model)
+    for name in ("significance.csv", "accuracy.csv"):
+        assert (apart / name).read_text() == (together / name).read_text()
+    assert len(read_rows(apart / "significance.csv")) == len(METRICS)
+    file = next((apart / "ranks").rglob("recblr_paper_s0_*.parquet"))
+    (ndcg,) = [
+        float(r["value"])
+        for r in read_rows(apart / "accuracy.csv")
+        if (r["model"], r["seed"], r["metric"]) == ("recblr", "0", "ndcg@10")
+    ]
+    assert read_ranks(file).metric("ndcg@10").mean() == pytest.approx(ndcg, rel=1e-5)
+
+
+def test_kept_ranks_give_every_metric_of_every_user(tmp_path):
+    random = np.random.default_rng(0)
+    whole = UserRanks("ab" * 32, random.integers(0, 60, 5000), random.integers(0, 90, 5000))
+    keep_ranks(whole, tmp_path / "ranks/a.parquet")
+    kept = read_ranks(tmp_path / "ranks/a.parquet")
+    assert kept.users == whole.users
+    for name in METRICS:
+        assert (kept.metric(name) == whole.metric(name)).all() and whole.metric(name).any()
 
 
 def test_without_run_folders_and_results_the_way_out_is_named(tmp_path, monkeypatch):
@@ -177,13 +210,14 @@ def test_holm_is_over_the_baselines_that_were_collected_at_any_time(
         write_run(seeds / f"gru4rec/s{seed}", "gru4rec", seed, skill=0.58, users=500)
     together = after_holm(differences(read_results([seeds])))
     monkeypatch.chdir(tmp_path)
-    for baseline in ("sasrec", "gru4rec"):
-        run(capsys, "collect", seeds / "recblr", seeds / baseline)
+    for name in ("sasrec", "recblr", "gru4rec"):
+        run(capsys, "collect", seeds / name)
     apart = {one.sides: one for one in Evidence.of([]).differences}
     assert len(apart) == 12
     for one in together:
         assert apart[one.sides].p_users == pytest.approx(one.p_users, rel=1e-4)
     write_run(seeds / "gru4rec/s9", "gru4rec", 9, skill=0.58, users=500)
+    shutil.rmtree("results/ranks")
     run(capsys, "collect", seeds / "gru4rec")  # its differences are of three seeds: not up to date
     assert {one.baseline for one in Evidence.of([]).differences} == {"sasrec"}
 

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from recblr.report import figures
 from recblr.report.__main__ import main
 from recblr.report.grid import Cell, Grid, as_csv, latex, markdown
-from recblr.report.results import append_csv, overrides_of, read_csv, read_results
+from recblr.report.results import merged, overrides_of, read_csv, read_results, write_results
 from recblr.run_folder import METRICS
 
 
@@ -96,14 +96,18 @@ def test_smoke_runs_are_in_no_table_and_sweeps_only_where_nothing_else_is(tmp_pa
 
 def test_results_come_back_from_the_csv_and_give_the_same_table(runs, tmp_path, capsys):
     results, file = read_results([runs]), tmp_path / "accuracy.csv"
-    assert append_csv(file, results) == append_csv(file, results) == len(results)
+    assert len(merged(results, results)) == len(results)
+    write_results(file, results)
     again = {(r.setting, r.seed): r for r in read_csv(file)}
     for result in results:
         other = again[result.setting, result.seed]
         assert other.metrics == pytest.approx(result.metrics, rel=1e-5)
         assert (other.protocol, other.seconds) == (result.protocol, result.seconds)
     write_run(runs / "recblr/s1", seed=1, skill=0.1)  # trained anew: replaces its row
-    assert append_csv(file, read_results([runs])) == len(results)
+    anew = merged(read_csv(file), read_results([runs]))
+    assert len(anew) == len(results)
+    (first,) = [r for r in anew if (r.model, r.variant, r.seed) == ("recblr", "default", 1)]
+    assert first.metrics["hr@10"] < 0.2
 
 
 @pytest.mark.parametrize(
@@ -113,6 +117,7 @@ def test_results_come_back_from_the_csv_and_give_the_same_table(runs, tmp_path, 
         ("python train.py experiment=figure5 data=x model.expansion=2 dropout=0.1",
          "dropout=0.1 model.expansion=2"),
         ("python train.py paths.runs=r logger=csv data.path=f recipe=usual/x", ""),
+        ("python train.py recipe=best/x/recblr dropout=0.1", "dropout=0.1"),
         ("python train.py data.order=shuffled", "data.order=shuffled"),
     ],
 )  # fmt: skip
@@ -123,7 +128,7 @@ def test_overrides_are_what_no_column_has(command, expected):
 def test_a_committed_command_names_no_folder_of_one_machine(tmp_path):
     command = "python train.py data=x data.path=/home/me/log.csv paths.runs=/scratch seed=1"
     write_run(tmp_path / "runs/a", command=command)
-    append_csv(tmp_path / "a.csv", read_results([tmp_path / "runs"]))
+    write_results(tmp_path / "a.csv", read_results([tmp_path / "runs"]))
     assert {r.command for r in read_csv(tmp_path / "a.csv")} == {
         "python train.py data=x data.path=log.csv seed=1"
     }

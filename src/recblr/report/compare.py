@@ -1,4 +1,4 @@
-"""Two runs, or two groups of seeds, compared user by user from their `test_ranks.parquet`."""
+"""Two runs, or two groups of seeds, compared user by user from their ranks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import torch
 from numpy.typing import NDArray
 
-from recblr.evaluation.metrics import expected_metrics
 from recblr.evaluation.significance import Comparison, compare
+from recblr.report.ranks import read_ranks
 from recblr.report.results import Result, result_of, run_folders
-from recblr.run_folder import METRICS, RunFolder
+from recblr.run_folder import METRICS
 
 
 @dataclass(frozen=True)
@@ -30,14 +28,13 @@ class Group:
         seeds = ", ".join(str(run.seed) for run in self.runs)
         return f"{one.model}{variant} on {one.dataset} (seed {seeds})"
 
-    def values(self, metric: str) -> tuple[NDArray, NDArray[np.float64]]:
-        """Raw user ids (U,), sorted, and the metric of each run and user (S, U)."""
-        tables = [ranks(run) for run in self.runs]
-        users = tables[0]["user_id"].to_numpy()
-        for run, table in zip(self.runs, tables):
-            if not np.array_equal(users, table["user_id"].to_numpy()):
-                raise ValueError(f"{run.path} evaluated other users than {self.runs[0].path}")
-        return users, np.stack([per_user(table, metric) for table in tables])
+    def values(self, metric: str) -> tuple[str, NDArray[np.float64]]:
+        """sha256 of the users' ids, and the metric of each run and user (S, U), by user id."""
+        ranks = [read_ranks(run.ranks) for run in self.runs if run.ranks]
+        for run, found in zip(self.runs, ranks, strict=True):
+            if found.users != ranks[0].users:
+                raise ValueError(f"{run.ranks} has other users than {self.runs[0].ranks}")
+        return ranks[0].users, np.stack([found.metric(metric) for found in ranks])
 
 
 def group_at(path: Path) -> Group:
@@ -65,20 +62,6 @@ def compare_groups(a: Group, b: Group, metric: str = "ndcg@10") -> Comparison:
         )
     users_a, values_a = a.values(metric)
     users_b, values_b = b.values(metric)
-    if not np.array_equal(users_a, users_b):
+    if users_a != users_b:
         raise ValueError(f"{a.path} and {b.path} evaluated other users")
     return compare(values_a, values_b)
-
-
-def ranks(run: Result) -> pd.DataFrame:
-    """`test_ranks.parquet`, by user."""
-    assert run.path is not None
-    return pd.read_parquet(RunFolder(run.path).path / "test_ranks.parquet").sort_values(
-        "user_id", ignore_index=True
-    )
-
-
-def per_user(table: pd.DataFrame, metric: str) -> NDArray[np.float64]:
-    """A metric of each user (U,), from the counts of its rank."""
-    higher, equal = (torch.tensor(table[name].to_numpy(np.int64)) for name in ("higher", "equal"))
-    return expected_metrics(higher, equal, int(metric.split("@")[1]))[metric].numpy()

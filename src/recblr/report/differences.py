@@ -73,12 +73,12 @@ COLUMNS = tuple(field.name for field in fields(Difference))
 
 
 def differences(results: Sequence[Result]) -> list[Difference]:
-    """Of every recipe of RecBLR to every baseline with run folders, by data set and setting.
+    """Of every recipe of RecBLR to every baseline with ranks, by data set and setting.
 
     Smoke runs are left out: each seed evaluates other users.
     """
     found: list[Difference] = []
-    whole = [r for r in results if r.variant == "default" and r.path is not None and not r.smoke]
+    whole = [r for r in results if r.variant == "default" and r.ranks is not None and not r.smoke]
     for dataset, overrides, plain in by_setting(whole):
         protocols(plain, force=False)
         groups: dict[tuple[str, str], list[Result]] = {}

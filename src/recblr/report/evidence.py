@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,18 +15,21 @@ from recblr.report.differences import (
     differences,
     read_differences,
 )
+from recblr.report.ranks import keep_ranks, read_ranks
 from recblr.report.results import (
     Result,
-    append_csv,
     append_curves,
+    kept_ranks,
+    merged,
     read_csv,
     read_results,
     with_curves,
+    write_results,
 )
 from recblr.report.speed import record
 from recblr.report.timed import Timed, as_rows, read_timed, read_timed_csv
 
-RESULTS = Path("results")
+RESULTS, RANKS = Path("results"), "ranks"
 ACCURACY, CURVES, SIGNIFICANCE, SPEED = (
     f"{name}.csv" for name in ("accuracy", "curves", "significance", "speed")
 )
@@ -86,15 +89,27 @@ class Evidence:
         A smoke run has a cost and no accuracy.
         """
         real = [result for result in self.results if not result.smoke]
-        found = self.raw_differences  # before a file is touched
-        total = append_csv(folder / ACCURACY, real)
+        known = read_csv(folder / ACCURACY) if (folder / ACCURACY).exists() else []
+        known = [replace(r, ranks=_if_there(kept_ranks(folder / RANKS, r))) for r in known]
+        every = merged(known, real)
+        tables = {(r.dataset, r.overrides) for r in real}
+        found = differences([r for r in every if (r.dataset, r.overrides) in tables])
+        write_results(folder / ACCURACY, every)  # from here on files are touched
+        ranks = {kept_ranks(folder / RANKS, r): r.ranks for r in real if r.ranks}
+        for file, source in ranks.items():
+            keep_ranks(read_ranks(source), file)
         append_curves(folder / CURVES, (result for result in real if result.curve))
         append_differences(folder / SIGNIFICANCE, found)
         for run in self.runs:
             record(folder / SPEED, as_rows(run), run.setting)
         return {
-            folder / ACCURACY: f"{len(real)} runs and floors added, {total} in the file",
+            folder / ACCURACY: f"{len(real)} runs and floors added, {len(every)} in the file",
+            folder / RANKS: f"of the users of {len(ranks)} runs",
             folder / CURVES: f"{sum(len(r.curve) for r in real)} epochs",
             folder / SIGNIFICANCE: f"{len(found)} differences",
             folder / SPEED: f"{len(self.runs)} timed runs",
         }
+
+
+def _if_there(file: Path) -> Path | None:
+    return file if file.exists() else None

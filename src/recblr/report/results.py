@@ -7,6 +7,7 @@ of a log are figures of its popularity floor. One row of `curves.csv` is an epoc
 from __future__ import annotations
 
 import csv
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -29,7 +30,7 @@ FLOORS = ("popularity", "markov")
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run. path: its folder, None if read from a file.
+    """One finished run. path: its folder, None if read from a file. ranks: of its users, if kept.
 
     metrics: by name. curve: for each epoch validation NDCG@10 and the seconds until its end.
     """
@@ -57,6 +58,7 @@ class Result:
     metrics: dict[str, float]
     smoke: bool = False
     path: Path | None = None
+    ranks: Path | None = None
     curve: tuple[tuple[float, float], ...] = ()
 
     @property
@@ -70,7 +72,7 @@ class Result:
         return (self.dataset, self.model, self.variant, self.recipe, self.overrides)
 
 
-_NO_COLUMNS = ("metrics", "smoke", "path", "curve")
+_NO_COLUMNS = ("metrics", "smoke", "path", "ranks", "curve")
 COLUMNS = tuple(f.name for f in fields(Result) if f.name not in _NO_COLUMNS)
 _BEFORE_METRIC = COLUMNS[: COLUMNS.index("split_hash")]
 _AFTER_VALUE = COLUMNS[COLUMNS.index("split_hash") :]
@@ -93,6 +95,7 @@ def result_of(run: RunFolder) -> Result:
     config, about, metrics = run.read_config(), run.read_json("environment.json"), run_metrics(run)
     epochs = run.read_epochs()
     seconds = list(accumulate(row["train/seconds"] + row["val/seconds"] for row in epochs))
+    ranks = run.path / "test_ranks.parquet"
     data, loader = config["data"], config["datamodule"]
     return Result(
         dataset=data["name"],
@@ -118,6 +121,7 @@ def result_of(run: RunFolder) -> Result:
         metrics={name: metrics[name] for name in METRICS},
         smoke=config["smoke"],
         path=run.path,
+        ranks=ranks if ranks.exists() else None,
         curve=tuple((row["val/ndcg@10"], round(s, 1)) for row, s in zip(epochs, seconds)),
     )
 
@@ -184,6 +188,7 @@ def floor_of(result: Result, name: str, metrics: dict[str, float]) -> Result:
         seconds=0.0,
         metrics={name: metrics[name] for name in (*METRICS, *COUNTS) if name in metrics},
         path=None,
+        ranks=None,
         curve=(),
     )
 
@@ -197,22 +202,30 @@ def read_csv(file: Path) -> list[Result]:
     return [_typed(dict(zip(COLUMNS, key)), metrics) for key, metrics in gathered.items()]
 
 
-def append_csv(file: Path, results: Iterable[Result]) -> int:
-    """Add runs to an `accuracy.csv`; a run that it has (but for its command) is replaced.
-
-    Returns how many runs the file has then.
-    """
-    known = {_same(result): result for result in (read_csv(file) if file.exists() else [])}
-    known |= {_same(result): result for result in results}
+def write_results(file: Path, results: Iterable[Result]) -> None:
+    """Write an `accuracy.csv`."""
     rows = [
         {name: getattr(result, name) for name in COLUMNS}
         | {"command": without_folders(result.command), "metric": metric, "value": shown}
-        for result in sorted(known.values(), key=lambda r: (*r.setting, r.seed))
+        for result in sorted(results, key=lambda r: (*r.setting, r.seed))
         for metric, value in result.metrics.items()
         for shown in [f"{value:.6g}" if isinstance(value, float) else value]
     ]
     write_csv(file, CSV_COLUMNS, rows)
-    return len(known)
+
+
+def kept_ranks(folder: Path, result: Result) -> Path:
+    """Where a folder of files keeps the ranks of a run's users."""
+    variant = "" if result.variant == "default" else f"-{result.variant}"
+    parts = (f"{result.model}{variant}", result.recipe, result.overrides, f"s{result.seed}")
+    name = "_".join([*filter(None, parts), result.split_hash[:8]])
+    return folder / result.dataset / (re.sub(r"[^\w.=-]+", "_", name) + ".parquet")
+
+
+def merged(known: Iterable[Result], new: Iterable[Result]) -> list[Result]:
+    """What is known, with new runs added, or in the place of the same (but for their command)."""
+    runs = {_same(result): result for result in known}
+    return list((runs | {_same(result): result for result in new}).values())
 
 
 def append_curves(file: Path, results: Iterable[Result]) -> None:
