@@ -125,6 +125,26 @@ def test_overrides_are_what_no_column_has(command, expected):
     assert overrides_of(command) == expected
 
 
+def test_settings_have_each_recipe_and_what_was_changed_in_it(tmp_path, capsys):
+    changed = "python train.py data=amazon-beauty batch_size=512 lr=0.1"
+    write_run(tmp_path / "runs/a", skill=0.6)
+    write_run(tmp_path / "runs/b", skill=0.2, command=changed, seconds=59)
+    write_run(tmp_path / "runs/c", "sasrec", skill=0.9)  # nothing changed in it
+    ((name, cells),) = [line for line in rows_of(run(capsys, "settings", tmp_path / "runs"))
+                        if line[0].startswith("—")]  # fmt: skip
+    assert name == "— batch_size=512 lr=0.1" and cells[0] == "1" and cells[3:] == ["3", "3"]
+    names = [line[0] for line in rows_of(run(capsys, "settings", tmp_path / "runs"))]
+    assert names == ["popularity, order file", "recblr (paper)", name]
+    with pytest.raises(SystemExit, match="settings: no finished run to show"):
+        main(["settings", str(tmp_path / "runs/a")])
+
+
+def rows_of(table: str) -> list[tuple[str, list[str]]]:
+    """Name and cells of each row of a Markdown table, without its head."""
+    lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")]
+    return [(name.strip(), [cell.strip() for cell in cells]) for name, *cells in lines[2:]]
+
+
 def test_a_committed_command_names_no_folder_of_one_machine(tmp_path):
     command = "python train.py data=x data.path=/home/me/log.csv paths.runs=/scratch seed=1"
     write_run(tmp_path / "runs/a", command=command)

@@ -27,6 +27,7 @@ TABLES: dict[str, tuple[Callable[[Evidence, bool], list[Grid]], str]] = {
     ),
     "table2": (lambda e, force: accuracy.table2(e.results, force), "users, items, interactions"),
     "table3": (lambda e, force: accuracy.table3(e.results, force), "RecBLR with one part left out"),
+    "settings": (lambda e, force: accuracy.settings(e.results), "recipes with a setting changed"),
     "table4": (lambda e, force: timed.table4(e.results, e.runs, force), "long histories"),
     "table5": (lambda e, force: timed.table5(e.runs), "seconds of an epoch by scan"),
 }

@@ -125,6 +125,41 @@ def table3(results: Sequence[Result], force: bool = False) -> list[Grid]:
     return grids
 
 
+def settings(results: Sequence[Result]) -> list[Grid]:
+    """What moves the numbers: a grid per data set, each recipe and below it what was changed in it.
+
+    Floors stand at the top, once per order of the log.
+    """
+    grids = []
+    for dataset, here in by_dataset(results):
+        changed = {(r.model, r.recipe) for r in here if r.overrides}
+        groups: dict[tuple, list[Result]] = {}
+        for run in here:
+            if run.model in FLOORS:
+                groups.setdefault((0, FLOORS.index(run.model), "", run.order), []).append(run)
+            elif (run.model, run.recipe) in changed and run.variant == "default":
+                key = (1, MODELS.index(run.model), run.recipe, run.overrides)
+                groups.setdefault(key, []).append(run)
+        if not changed or not any(trained for trained, *_ in groups):
+            continue
+        grid = Grid(f"Settings: {dataset}", ["seeds", "hr@10", "ndcg@10", "epochs", "minutes"])
+        for (trained, _, recipe, what), runs in sorted(groups.items()):
+            shown = [cell(runs, metric) for metric in ("hr@10", "ndcg@10")]
+            model = runs[0].model
+            if not trained:
+                grid.add(f"{model}, order {what}", ["", *shown, "", ""])
+                continue
+            cost = (mean(run.epochs for run in runs), mean(run.seconds for run in runs) / 60)
+            name = f"{model} ({recipe})" if not what else f"— {what}"
+            grid.add(name, [str(len(runs)), *shown, f"{cost[0]:.0f}", f"{cost[1]:.0f}"])
+        grid.notes = [
+            "A row with — is the recipe above it with that setting. With another order or "
+            "mask_history the task is another one: compare within it."
+        ]
+        grids.append(grid)
+    return grids
+
+
 def by_dataset(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
     """Test results by data set, in order of name."""
     found: dict[str, list[Result]] = {}

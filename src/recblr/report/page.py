@@ -48,6 +48,7 @@ def page(evidence: Evidence, figures: Path) -> str:
         "## Accuracy\n",
         *map(markdown, accuracy.table1(evidence.results, False, evidence.stars)),
         *map(markdown, accuracy.table3(evidence.results)),
+        *map(markdown, accuracy.settings(evidence.results)),
         *map(markdown, accuracy.table2(evidence.results)),
         *map(markdown, _differences(evidence)),
         "## Cost\n",
