@@ -1,6 +1,7 @@
 """Stars, curves, counts and costs: from run folders, and again from the files of `results/`."""
 
 import math
+import re
 import shutil
 
 import numpy as np
@@ -84,6 +85,18 @@ def test_a_fresh_clone_rebuilds_the_same_tables_from_results(seeds, tmp_path, ca
     page = (tmp_path / "RESULTS.md").read_text()
     for part in ("Table 1: amazon-beauty", "Table 5", "recblr (paper) − sasrec", "](results/fig"):
         assert part in page
+    (claim,) = [
+        line for line in page.splitlines() if line.startswith("- **amazon-beauty**, recblr")
+    ]
+    ours, theirs = (
+        float(re.search(r"0\.\d{4}", row(expected[0], f"{model} (paper)")[2])[0])
+        for model in ("recblr", "sasrec")
+    )
+    assert claim.startswith(f"- **amazon-beauty**, recblr (paper), 5 seeds: {ours:.4f} ± ")
+    percent = re.search(r"; (\+.*) % against the paper's 0\.0446; ", claim)
+    assert float(percent[1]) == pytest.approx(100 * (ours / 0.0446 - 1), abs=0.2)
+    over = re.search(r"sasrec \(paper\) (\+.*)\\\*\.$", claim)
+    assert float(over[1]) == pytest.approx(ours - theirs, abs=2e-4)
     assert "Nothing was measured on a GPU" in page
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from recblr.report import accuracy, timed
+from recblr.report.claims import claims
 from recblr.report.evidence import SPEED, Evidence
 from recblr.report.grid import Grid, markdown
 from recblr.report.results import read_rows
@@ -45,6 +46,7 @@ def page(evidence: Evidence, figures: Path) -> str:
     gpu = any("NVIDIA" in row["device"] for row in rows)
     parts = [
         HEAD,
+        f"## Claims\n\n{claims(evidence)}",
         "## Accuracy\n",
         *map(markdown, accuracy.table1(evidence.results, False, evidence.stars)),
         *map(markdown, accuracy.table3(evidence.results)),
