@@ -10,7 +10,7 @@ from recblr.run_folder import RunFolder
 def write_run(
     path, model="recblr", seed=1, skill=0.5, dataset="amazon-beauty", split_hash="aa" * 32,
     command="", finished=True, users=300, scan=None, steps=1.0, seconds=2.0,
-    cpu="CPU", n_evaluated=None, counts=(22363, 198502), **changes,
+    cpu="CPU", n_evaluated=None, counts=(22363, 198502), order="file", **changes,
 ):  # fmt: skip
     """A finished run whose ranks are drawn around `skill`, the share of users ranked first."""
     run = RunFolder(path)
@@ -38,7 +38,7 @@ def write_run(
     metrics = RankingMetrics()
     metrics.update(torch.tensor(higher), torch.zeros(users, dtype=torch.int64))
     values = {name: float(value) for name, value in metrics.compute().items()}
-    about = {"users": users, "split_hash": split_hash, "order": "file", "interactions": counts[1]}
+    about = {"users": users, "split_hash": split_hash, "order": order, "interactions": counts[1]}
     about |= {
         "n_users": counts[0],
         "n_items": 40,

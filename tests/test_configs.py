@@ -215,6 +215,16 @@ def test_a_usual_recipe_sets_what_is_the_models_and_leaves_what_is_the_datas(nam
     build_model(cfg.model, n_items=7, n_users=3)
 
 
+@pytest.mark.parametrize("file", sorted((CONF / "recipe/best").rglob("*.yaml")), ids=str)
+def test_a_best_recipe_is_of_its_data_set_and_model_and_says_why(file):
+    data, name = file.parent.name, file.stem
+    cfg = composed(f"model={name}", *with_path(data), f"recipe=best/{data}/{name}")
+    assert cfg.recipe == "best"
+    usual = composed(f"model={name}", *with_path(data), f"recipe=usual/{name}")
+    assert {key for key in cfg if cfg[key] != usual[key]} > {"recipe"}
+    assert re.search(r"^# .*validation NDCG@10 0\.\d{4}", file.read_text(), re.M)
+
+
 def test_a_recipe_sets_rate_and_decay_and_the_command_line_wins(tmp_path):
     file = tmp_path / "recipe" / "tuned" / "custom" / "gru4rec.yaml"
     file.parent.mkdir(parents=True)

@@ -17,7 +17,8 @@ from tolerances import relative_error
 
 from recblr.data.loader import PackedLoader
 from recblr.data.sequences import training_rows
-from recblr.models.base import REPEAT_SCALE, SequentialModel, block_scorer
+from recblr.models.base import SequentialModel, block_scorer
+from recblr.models.blocks import REPEAT_SCALE
 from recblr.training.cloze import Cloze
 from recblr.training.objectives import BCE, BPR, CrossEntropy, SampledSoftmax
 

@@ -8,28 +8,37 @@ from recblr.ops.cross_entropy import linear_cross_entropy
 from recblr.ops.cross_entropy.chunked import rows_at_once
 from recblr.ops.cross_entropy.reference import linear_cross_entropy as plain_cross_entropy
 
-NAMES = ("x", "weight", "bias", "cell_bias")
+NAMES = ("x", "weight", "bias", "by")
+ROWS, BY = torch.tensor([1, 2]), torch.tensor(-1.0, dtype=torch.float64)
 
 
-def make(n, v, d=8, scale=1.0, bias=True, seed=0, cells=True):
+def make(n, v, d=8, scale=1.0, bias=True, seed=0, raised=False):
+    """Inputs of the loss; of `raised` its parts: `cells` and `by`."""
     random = torch.Generator().manual_seed(seed)
-    cell = torch.rand(n, v, generator=random).lt(0.3).nonzero(as_tuple=True) if cells else None
-    return {
+    inputs = {
         "x": scale * torch.randn(n, d, generator=random, dtype=torch.float64),
         "weight": torch.randn(v, d, generator=random, dtype=torch.float64),
         "targets": torch.randint(v, (n,), generator=random),
         "bias": torch.randn(v, generator=random, dtype=torch.float64) if bias else None,
-        "cells": cell,
-        "cell_bias": torch.tensor(-2.5, dtype=torch.float64) if cells else None,
     }
+    if raised:
+        inputs["cells"] = torch.rand(n, v, generator=random).lt(0.3).nonzero(as_tuple=True)
+        inputs["by"] = torch.tensor(-2.5, dtype=torch.float64)
+    return inputs
+
+
+def arguments(inputs):
+    inputs = dict(inputs)
+    if "by" in inputs:
+        inputs["raised"] = (*inputs.pop("cells"), inputs.pop("by"))
+    return inputs
 
 
 def evaluate(inputs, dtype, function=linear_cross_entropy, incoming=1.0, **kwargs):
     """The loss and its gradients by name."""
-    leaves = {
-        k: inputs[k].to(dtype).detach().requires_grad_() for k in NAMES if inputs[k] is not None
-    }
-    loss = function(**(inputs | leaves), **kwargs)
+    given = [name for name in NAMES if inputs.get(name) is not None]
+    leaves = {k: inputs[k].to(dtype).detach().requires_grad_() for k in given}
+    loss = function(**arguments(inputs | leaves), **kwargs)
     (incoming * loss).backward()
     return {"loss": loss.detach()} | {f"d{k}": v.grad for k, v in leaves.items()}
 
@@ -41,15 +50,15 @@ def evaluate(inputs, dtype, function=linear_cross_entropy, incoming=1.0, **kwarg
     bias=st.booleans(),
     chunk_rows=st.sampled_from((7, 64, 256)),
     seed=st.integers(0, 99),
-    cells=st.booleans(),
+    raised=st.booleans(),
 )
 @example(65, 300, 1e4, True, 64, 1, False)
 @example(200, 300, 1.0, True, 64, 2, True)
-def test_chunks_equal_the_plain_loss_in_float64(n, v, scale, bias, chunk_rows, seed, cells):
-    """Scale 1e4 gives logits of 1e5, far outside exp's range, whose rounding outweighs a cell's."""
-    cells = cells and scale < 1e4
-    case = f"{n=} {v=} {scale=} {bias=} {chunk_rows=} {seed=} {cells=}"
-    inputs = make(n, v, scale=scale, bias=bias, seed=seed, cells=cells)
+def test_chunks_equal_the_plain_loss_in_float64(n, v, scale, bias, chunk_rows, seed, raised):
+    """Scale 1e4 gives logits of 1e5, far outside exp's range, whose rounding outweighs a raise."""
+    raised = raised and scale < 1e4
+    case = f"{n=} {v=} {scale=} {bias=} {chunk_rows=} {seed=} {raised=}"
+    inputs = make(n, v, scale=scale, bias=bias, seed=seed, raised=raised)
     exact = evaluate(inputs, torch.float64, plain_cross_entropy, incoming=3.0)
     plain = evaluate(inputs, torch.float32, plain_cross_entropy, incoming=3.0)
     for dtype in (torch.float32, torch.float64):
@@ -58,12 +67,13 @@ def test_chunks_equal_the_plain_loss_in_float64(n, v, scale, bias, chunk_rows, s
 
 
 def test_float64_gradients_equal_finite_differences():
-    inputs = make(5, 7)
+    inputs = make(5, 7, raised=True)
     leaves = [inputs[k].requires_grad_() for k in NAMES]
-    given = {"targets": inputs["targets"], "cells": inputs["cells"], "chunk_rows": 2}
-    assert torch.autograd.gradcheck(
-        lambda *leaf: linear_cross_entropy(**dict(zip(NAMES, leaf)), **given), leaves
-    )
+
+    def loss(*leaf):
+        return linear_cross_entropy(**arguments(inputs | dict(zip(NAMES, leaf))), chunk_rows=2)
+
+    assert torch.autograd.gradcheck(loss, leaves)
 
 
 def test_nan_and_infinity_are_not_hidden():
@@ -73,8 +83,10 @@ def test_nan_and_infinity_are_not_hidden():
         assert not linear_cross_entropy(**inputs).isfinite()
 
 
-def test_a_batch_without_rows_gives_zero_and_zero_gradients():
-    got = evaluate(make(0, 7), torch.float32)
+@pytest.mark.parametrize("raised", [False, True])
+def test_a_batch_without_rows_gives_zero_and_zero_gradients(raised):
+    got = evaluate(make(0, 7, raised=raised), torch.float32)
+    assert ("dby" in got) is raised
     assert got.pop("loss") == 0
     for gradient in got.values():
         assert gradient.count_nonzero() == 0
@@ -138,8 +150,9 @@ def test_bfloat16_loses_no_more_than_its_inputs_rounding(n, v, dtype=torch.bfloa
         assert relative_error(got[name], exact[name]) < 4 * torch.finfo(dtype).eps, name
 
 
-def test_autocast_runs_the_products_in_its_dtype():
-    inputs = make(300, 200)
+@pytest.mark.parametrize("raised", [False, True])
+def test_autocast_runs_the_products_in_its_dtype(raised):
+    inputs = make(300, 200, raised=raised)
     exact = evaluate(inputs, torch.float64, plain_cross_entropy)
     with torch.autocast("cpu", torch.bfloat16):
         got = evaluate(inputs, torch.float32, chunk_rows=64)
@@ -151,7 +164,7 @@ def test_autocast_runs_the_products_in_its_dtype():
 def test_slices_of_larger_buffers_are_read_and_left_alone():
     inputs = make(30, 20)
     expected = evaluate(inputs, torch.float64)
-    sliced = {k: v.repeat_interleave(2, -1)[..., ::2] if k in NAMES and v.dim() else v
+    sliced = {k: v.repeat_interleave(2, -1)[..., ::2] if k in NAMES else v
               for k, v in inputs.items()}  # fmt: skip
     got = evaluate(sliced, torch.float64)
     for name in expected:
@@ -173,6 +186,16 @@ def test_slices_of_larger_buffers_are_read_and_left_alone():
         ("x", torch.zeros(5), r"x has shape \(5,\), weight \(7, 8\), expected \(N, D\)"),
         ("x", torch.zeros(5, 8).half(), "x is torch.float16, expected torch.float64, float32 or b"),
         ("x", torch.zeros(5, 8).int(), "x is torch.int32, expected torch.float64, float32 or b"),
+        ("raised", (ROWS, ROWS[:1], BY), r"raised\[1\] has shape \(1,\), expected \(2,\)"),
+        ("raised", (ROWS, ROWS, BY[None]), r"raised\[2\] has shape \(1,\), expected \(\)"),
+        ("raised", (ROWS, ROWS.float(), BY), r"raised\[1\] is torch.float32, expected torch.int64"),
+        ("raised", (ROWS.flip(0), ROWS, BY), r"raised\[0\] falls"),
+        (
+            "raised",
+            (ROWS, ROWS, BY.float()),
+            r"raised\[2\] is torch.float32, expected",
+        ),
+        ("raised", (ROWS, ROWS, BY.to("meta")), r"raised\[2\] is on meta, x on cpu"),
     ],
 )
 def test_a_wrong_argument_is_named(name, wrong, message):

@@ -95,7 +95,7 @@ def test_a_fresh_clone_rebuilds_the_same_tables_from_results(seeds, tmp_path, ca
     assert claim.startswith(f"- **amazon-beauty**, recblr (paper), 5 seeds: {ours:.4f} ± ")
     percent = re.search(r"; (\+.*) % against the paper's 0\.0446; ", claim)
     assert float(percent[1]) == pytest.approx(100 * (ours / 0.0446 - 1), abs=0.2)
-    over = re.search(r"sasrec \(paper\) (\+.*)\\\*\.$", claim)
+    over = re.search(r"minus the baselines: sasrec \(paper\) (\+.*)\\\*\.$", claim)
     assert float(over[1]) == pytest.approx(ours - theirs, abs=2e-4)
     assert "Nothing was measured on a GPU" in page
 
@@ -116,6 +116,63 @@ def test_runs_whose_folders_are_gone_are_compared_with_new_ones(seeds, tmp_path,
         if (r["model"], r["seed"], r["metric"]) == ("recblr", "0", "ndcg@10")
     ]
     assert read_ranks(file).metric("ndcg@10").mean() == pytest.approx(ndcg, rel=1e-5)
+
+
+def test_runs_of_another_log_or_protocol_are_collected_beside_and_not_compared(
+    seeds, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "collect", seeds)
+    masked = {"target_mode": "all_positions", "max_length": 50, "mask_history": True}
+    write_run(tmp_path / "new/masked", seed=1, datamodule=masked,
+              command="python train.py data=amazon-beauty mask_history=true")  # fmt: skip
+    run(capsys, "collect", tmp_path / "new")
+    assert len(read_rows(tmp_path / "results/significance.csv")) == len(METRICS)
+    run(capsys, "page")  # the masked run and its floor are not in Table 1
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert page.count("### Table 1: amazon-beauty") == 1
+    assert page.count("### Settings: amazon-beauty, split aaaaaa, masked") == 1
+    write_run(tmp_path / "grown/a", seed=1, split_hash="bb" * 32)
+    run(capsys, "collect", tmp_path / "grown")  # the log has grown: another split
+    assert len(list((tmp_path / "results/ranks").rglob("recblr_paper_s1_*.parquet"))) == 3
+    with pytest.raises(SystemExit, match="different splits or protocols"):
+        run(capsys, "table1")
+
+
+def test_a_run_without_ranks_is_named(seeds, capsys):
+    (seeds / "recblr/s3/test_ranks.parquet").unlink()
+    with pytest.raises(SystemExit, match=r"recblr/s3: test_ranks\.parquet is missing"):
+        main(["compare", str(seeds / "recblr"), str(seeds / "sasrec")])
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({}, r"\+.* % against the paper's 0\.0446; \+.* % against popularity's 0\.\d{4}\."),
+        ({"order": "item_id"}, "not comparable with the paper's: another order"),
+        ({"dataset": "own"}, r"\+300\.0 % against popularity's 0\.\d{4}\."),
+    ],
+)
+def test_claims_say_what_can_be_said(changes, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs/a", **changes)
+    run(capsys, "collect", tmp_path / "runs")
+    run(capsys, "page")
+    claims = (tmp_path / "RESULTS.md").read_text().split("## Claims")[1].split("## Accuracy")[0]
+    assert re.search(r"recblr \(paper\), 1 seed: 0\.\d{4}; " + said, claims), claims
+    write_run(tmp_path / "runs/b", "sasrec", **changes)
+    run(capsys, "collect", tmp_path / "runs")
+    (tmp_path / "results/significance.csv").unlink()
+    run(capsys, "page")
+    assert "their ranks are gone: sasrec (paper)" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_without_a_run_of_recblr_nothing_is_claimed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs/a", "sasrec")
+    run(capsys, "collect", tmp_path / "runs")
+    run(capsys, "page")
+    assert "- no run of RecBLR yet" in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_kept_ranks_give_every_metric_of_every_user(tmp_path):
@@ -201,12 +258,13 @@ def test_machines_and_settings_are_never_averaged(tmp_path, capsys):
     write_run(tmp_path / "runs/b", seconds=8.0, cpu="Other", **timed)
     command = "python train.py batch_size=64 trainer=timing data.path=f"
     write_run(tmp_path / "runs/c", seconds=4.0, command=command, **timed)
+    write_run(tmp_path / "runs/d", seconds=6.0, recipe="best", **timed)
     text = run(capsys, "table5", tmp_path / "runs")
     assert text.count("### Table 5: seconds per epoch") == 2
     lines = [line for line in text.splitlines() if line.startswith("| cpu (ours)")]
-    assert lines == ["| cpu (ours) | 200.0 | 400.0 |", "| cpu (ours) | 800.0 |"]
+    assert lines == ["| cpu (ours) | 200.0 | 400.0 | 600.0 |", "| cpu (ours) | 800.0 |"]
     names = run(capsys, "figure4", tmp_path / "runs", "--out", tmp_path / "out")
-    assert names.count(".png") == 3
+    assert names.count(".png") == 4
 
 
 def test_whole_epochs_and_all_users_are_not_extrapolated(tmp_path):

@@ -130,11 +130,22 @@ def test_settings_have_each_recipe_and_what_was_changed_in_it(tmp_path, capsys):
     write_run(tmp_path / "runs/a", skill=0.6)
     write_run(tmp_path / "runs/b", skill=0.2, command=changed, seconds=59)
     write_run(tmp_path / "runs/c", "sasrec", skill=0.9)  # nothing changed in it
-    ((name, cells),) = [line for line in rows_of(run(capsys, "settings", tmp_path / "runs"))
-                        if line[0].startswith("—")]  # fmt: skip
-    assert name == "— batch_size=512 lr=0.1" and cells[0] == "1" and cells[3:] == ["3", "3"]
-    names = [line[0] for line in rows_of(run(capsys, "settings", tmp_path / "runs"))]
-    assert names == ["popularity, order file", "recblr (paper)", name]
+    write_run(tmp_path / "runs/d", command=f"{changed} ablation=x", ablation="no_pffn")
+    write_run(tmp_path / "runs/e", "my_own", command=changed)  # no model of the paper
+    write_run(tmp_path / "runs/f", "gru4rec", split_hash="bb" * 32,
+              command="python train.py data=amazon-beauty data.order=shuffled")  # fmt: skip
+    ours, other = run(capsys, "settings", tmp_path / "runs").split("### ")[1:]
+    assert [name for name, _ in rows_of(ours)] == [
+        "popularity",
+        "recblr (paper)",
+        "recblr (paper) batch_size=512 lr=0.1",
+    ]
+    cells = rows_of(ours)[-1][1]
+    assert cells[0] == "1" and cells[3:] == ["3", "3"]
+    assert [name for name, _ in rows_of(other)] == [
+        "popularity",
+        "gru4rec (paper) data.order=shuffled",
+    ]
     with pytest.raises(SystemExit, match="settings: no finished run to show"):
         main(["settings", str(tmp_path / "runs/a")])
 

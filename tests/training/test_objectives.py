@@ -6,7 +6,7 @@ from gradients import assert_same, gradients
 
 from recblr.data.loader import PackedLoader
 from recblr.data.sequences import training_rows
-from recblr.models.base import REPEAT_SCALE, RepeatBias
+from recblr.models.blocks import REPEAT_SCALE, RepeatBias
 from recblr.models.recblr import RecBLR
 from recblr.training.objectives import BCE, BPR, CrossEntropy, SampledSoftmax, pair_scores
 

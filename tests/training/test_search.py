@@ -112,6 +112,7 @@ def test_the_best_is_written_with_its_budget_and_used_as_a_recipe(searched, tmp_
     best = max((t for t in trials(cwd) if t[1] == "COMPLETE"), key=lambda t: t[2])
     recipe = yaml.safe_load(text)
     assert {key: recipe[key] for key in best[0]} == best[0]
+    assert recipe["repeat_bias"] is False  # what is not searched is kept, too
     whole = sum(t[1] == "COMPLETE" for t in trials(cwd))
     for said in (
         f"NDCG@10 {best[2]:.4f}, the best of {TRIALS} trials\n# ({whole} to their end)",
@@ -126,10 +127,7 @@ def test_the_best_is_written_with_its_budget_and_used_as_a_recipe(searched, tmp_
     config = RunFolder(run_folders(tmp_path)[0]).read_config()
     assert {key: config[key] for key in recipe} == recipe and config["recipe"] == "tuned"
     wrong = invoke("train", *used, "model=sasrec", cwd=cwd)
-    assert (
-        wrong.code == 1
-        and "its values are not those of this run, which would be recipe=tuned/" in wrong.err
-    )
+    assert wrong.code == 1 and "its values are not those of this run, which is custom/" in wrong.err
 
 
 def test_the_same_command_again_trains_nothing(searched, monkeypatch):

@@ -1,6 +1,7 @@
 """A trained model for other programs: weights as safetensors, and ONNX that needs no torch.
 
-    model.safetensors   weights under the names of the model's file; a shared one once
+    model.safetensors   weights under the names of the model's file; a shared one once; a repeat
+                        bias as `blocks.RepeatBias` keeps it
     item_ids.json       raw ids in id order; the first is the padding's
     user_ids.json       of a model with a vector per user: raw ids in the order of its rows
     step.onnx           items (B,), state_0 .. (the state of B users)

@@ -143,14 +143,10 @@ class Live:
             return rec.top(np.array(names, object), warm, score, seen, k, candidates)
 
     def _raised(self, slots: list[int]) -> tuple[Tensor, Tensor, Tensor] | None:
-        """What a repeat bias raises: index into `slots`, item, by how much."""
-        raised = repeat_bias(self.model)
-        if raised is None:
+        """Of a repeat bias, over the whole history: index into `slots`, item, by how much."""
+        if (by := repeat_bias(self.model)) is None:
             return None
-        met = [np.unique(np.array(self.seen[slot], np.int64)) for slot in slots]
-        pairs = np.arange(len(met)).repeat([len(items) for items in met]), np.concatenate(met)
-        row, item = (torch.from_numpy(part).to(self.recommender.device) for part in pairs)
-        return row, item, raised
+        return *self.recommender.pairs([np.unique(self.seen[slot]) for slot in slots]), by
 
     def save(self, path: Path | str) -> None:
         """All states as one Arrow file, which holds numbers and text alone."""

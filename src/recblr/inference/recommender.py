@@ -350,7 +350,11 @@ class Recommender:
         filled = 0
         if score is not None:
             best, chosen = top_k(
-                score, k, self.n_items, allowed=candidates.allowed, seen=self._pairs(seen)
+                score,
+                k,
+                self.n_items,
+                allowed=candidates.allowed,
+                seen=None if seen is None else self.pairs(seen),
             )
             if not chosen[:, -1].cpu().numpy().all():
                 short = (chosen[:, -1] == 0).nonzero()[:, 0]
@@ -364,9 +368,8 @@ class Recommender:
         sources = np.where(warm, MODEL, POPULARITY).astype(object)
         return Top(users, self.item_ids[items], scores, sources, skipped, filled)
 
-    def _pairs(self, seen: Sequence[list[int] | np.ndarray] | None) -> tuple[Tensor, Tensor] | None:
-        if seen is None:
-            return None
+    def pairs(self, seen: Sequence[list[int] | np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Index of each user and item, (N,) int64 each, of the items of several users."""
         users = np.repeat(np.arange(len(seen)), [len(items) for items in seen])
         items = np.concatenate([np.asarray(items, np.int64) for items in seen])
         return torch.from_numpy(users).to(self.device), torch.from_numpy(items).to(self.device)

@@ -11,22 +11,21 @@ from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from recblr.data.batch import SequenceBatch
 
 PRODUCT_TILE = 64  # a multiple of the column tiles of the matrix products in use
-REPEAT_SCALE = 10.0  # Adam moves a weight by lr at most: at 1e-3 the bias is free within an epoch
 
 
 @runtime_checkable
 class SequentialModel(Protocol):
-    """A trained model. Score of an item = representation x item matrix (+ item bias).
+    """A trained model. Score of an item = representation x item matrix (+ item bias), and for an
+    item in the sequence (+ repeat bias).
 
     May also have `item_bias() -> (V+1,)`, `regulariser() -> scalar` that an objective adds,
-    `repeat_bias`, a RepeatBias or None, and, if recurrent, `init_state(B)` and
+    `repeat_bias`, a `blocks.RepeatBias` or None, and, if recurrent, `init_state(B)` and
     `step(items (B,), state) -> (representation (B, D'), state)`, which equals
     `encode`; one with a user table takes `init_state(B, user_ids (B,))`. It may have
     `step_in_place()`, which gives None, or a function of items 1..V and slots (B,), int64 arrays,
@@ -72,23 +71,6 @@ class Floor(BlockScorer, Protocol):
 Scorer = SequentialModel | BlockScorer
 
 
-class RepeatBias(nn.Module):
-    """One learned number that the score of every item in the user's sequence is raised by.
-
-    A softmax over all items has to learn for each item anew that a user does not come back to it
-    (or does, as in music): the representation of a history lies close to its own items. This says
-    it once. It is 0 at first, and the log decides its sign.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def forward(self) -> Tensor:
-        """Scalar."""
-        return REPEAT_SCALE * self.weight
-
-
 def item_bias(model: SequentialModel) -> Tensor | None:
     """(V+1,) or None: what a model adds to every score of an item."""
     return getattr(model, "item_bias", lambda: None)()
@@ -100,7 +82,7 @@ def regulariser(model: SequentialModel) -> Tensor | float:
 
 
 def repeat_bias(model: Scorer) -> Tensor | None:
-    """Scalar or None: what a model adds to the scores of the items that the user has met."""
+    """Scalar or None: what a model adds to the scores of the items of a sequence."""
     bias = getattr(model, "repeat_bias", None)
     return None if bias is None else bias()
 
@@ -109,21 +91,21 @@ def block_scorer(model: Scorer, batch: SequenceBatch) -> Callable[[int, int], Te
     """`score(lo, hi) -> (B, hi - lo)`: scores of the items lo..hi-1 after each sequence."""
     if isinstance(model, BlockScorer):
         return partial(model.score_block, batch)
-    repeats = repeat_bias(model)
-    met = None if repeats is None else (*batch.met(batch.last), repeats)
-    return scorer(model.represent(batch), model.item_matrix(), item_bias(model), met)
+    by = repeat_bias(model)
+    raised = None if by is None else (*batch.met(batch.last), by)
+    return scorer(model.represent(batch), model.item_matrix(), item_bias(model), raised)
 
 
 def scorer(
     representation: Tensor,
     matrix: Tensor,
     bias: Tensor | None,
-    met: tuple[Tensor, Tensor, Tensor] | None = None,
+    raised: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Callable[[int, int], Tensor]:
     """`score(lo, hi) -> (B, hi - lo)` from representations (B, D') and what a model has of items.
 
     matrix (V+1, D'); zero rows below, PRODUCT_TILE of them at least, save a copy in each call.
-    met: rows and items (C,) int64, a pair once, whose score is raised, and by how much (scalar).
+    raised: rows and items (C,) int64, each pair once, and what is added to their scores ().
     """
 
     def score(lo: int, hi: int) -> Tensor:
@@ -135,10 +117,10 @@ def scorer(
             rows = functional.pad(rows, (0, 0, 0, short))
         scores = (representation @ rows.T)[:, : hi - lo]
         scores = scores if bias is None else scores + bias[lo:hi]
-        if met is None:
+        if raised is None:
             return scores
-        row, item, raised = met
+        row, item, by = raised
         inside = (item >= lo) & (item < hi)
-        return scores.index_put_((row[inside], item[inside] - lo), raised, accumulate=True)
+        return scores.index_put_((row[inside], item[inside] - lo), by, accumulate=True)
 
     return score

@@ -26,6 +26,7 @@ from recblr.ops.dropout import Dropout, dropout
 
 WEIGHT_STD = 0.02
 NORM_EPS = 1e-12
+REPEAT_SCALE = 10.0
 SMALLEST_BUCKET = 2  # all sequences of up to 2^2 rows share a rectangle: fewer, larger products
 
 
@@ -55,6 +56,25 @@ def check_lengths(batch: SequenceBatch, max_length: int) -> None:
     longest = int(batch.cu_seqlens_host.diff().max()) if len(batch) else 0
     if longest > max_length:
         raise ValueError(f"a sequence has {longest} items, the model max_length={max_length}")
+
+
+class RepeatBias(nn.Module):
+    """One learned number that the score of every item in the sequence is raised by.
+
+    A softmax over all items has to learn for each item anew that a user does not come back to it
+    (or does, as with music): the representation of a history lies close to its own items. This
+    says it once. It is 0 at first, and the log decides its sign. On Beauty it learns -8.
+
+    weight: the number divided by REPEAT_SCALE, as Adam moves a weight by about lr a step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self) -> Tensor:
+        """Scalar."""
+        return REPEAT_SCALE * self.weight
 
 
 class FeedForward(nn.Module):

@@ -27,6 +27,7 @@ nothing.
 Padding steps, which it computes and drops, do not exist. As there, H = 128 for D = 64, Xavier
 uniform matrices in the first layer of the unit only, Xavier normal embeddings, padding row
 included.
+`repeat_bias`, ours, adds a `blocks.RepeatBias` to the score.
 """
 
 from __future__ import annotations
@@ -37,8 +38,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.base import RepeatBias
-from recblr.models.blocks import check_dropout, check_sizes
+from recblr.models.blocks import RepeatBias, check_dropout, check_sizes
 from recblr.ops.dropout import Dropout
 
 

@@ -42,6 +42,7 @@ default.
 As there, nothing depends on the imaginary part of c: it is kept, with gradient zero, so that
 parameters correspond. What the release trains on (a padding slot that predicts the first item,
 sampled classes on XLong) is for the data and the objective, not for a model.
+`repeat_bias`, ours, adds a `blocks.RepeatBias` to the score.
 """
 
 from __future__ import annotations
@@ -54,8 +55,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.base import RepeatBias
-from recblr.models.blocks import FeedForward, check_dropout, check_sizes
+from recblr.models.blocks import FeedForward, RepeatBias, check_dropout, check_sizes
 from recblr.ops.dropout import Dropout
 from recblr.ops.lru import Scan, lru, resolve
 
@@ -160,7 +160,7 @@ class LRURec(nn.Module):
                 nn.init.trunc_normal_(
                     parameter, 0, TRUNCATED_STD, -2 * TRUNCATED_STD, 2 * TRUNCATED_STD
                 )
-        self.repeat_bias = RepeatBias() if repeat_bias else None  # which starts at 0
+        self.repeat_bias = RepeatBias() if repeat_bias else None  # after the loop: it starts at 0
 
     @staticmethod
     def resolve_scan(scan: str, device: str) -> str:

@@ -12,7 +12,6 @@ Sequential Recommendation", CIKM 2024. Equations as numbered there.
                     a_t = exp(-softplus(Lambda) r_t)                                 (eq. 8)
                     h_t = a_t h_(t-1) + sqrt(1 - a_t^2) i_t u_t                      (eq. 5, 8)
     score  = h_T E^T                                                                 (eq. 2)
-    `repeat_bias`, ours: a number is added for items of the sequence (RepeatBias)
 
 Shapes: N packed items, B sequences, D = d_model, C = expansion * D, W = conv_width, V items.
 
@@ -46,6 +45,8 @@ channels in the place of GatedRecurrent; `conv1d=False`, u = SiLU(H W_x); `pffn=
 `scan="parallel_sp"` and `"parallel_ep"` are the two rows of the paper's Table 5: sequences padded
 on the left to a power of two before the embedding, or only the states just before the BD-LRU.
 Padded steps are zeroed before and after the convolution, so that both compute the same function.
+
+`repeat_bias`, ours, is in no paper: `blocks.RepeatBias` is added to the score.
 """
 
 from __future__ import annotations
@@ -58,10 +59,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.base import RepeatBias
 from recblr.models.blocks import (
     NORM_EPS,
     FeedForward,
+    RepeatBias,
     check_dropout,
     check_sizes,
     init_weights,

@@ -35,6 +35,7 @@ which it draws outside the user's items.
 Departures from the usual implementation: none in the function, so `usual` changes nothing. Padding
 is left out, not masked with -10000: the weights that it got there are 0 to the last bit. RecBole
 has two dropout rates with one default, and 256 inner units at every D, which is 4D at D = 64.
+`repeat_bias`, ours, adds a `blocks.RepeatBias` to the score.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.base import RepeatBias
 from recblr.models.blocks import (
     NORM_EPS,
     AttentionLayer,
     Rectangles,
+    RepeatBias,
     check_dropout,
     check_lengths,
     check_sizes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Container, Iterable, Sequence, Set
 from statistics import mean, stdev
 
 from recblr.report.grid import NOT_RUN, Cell, Grid, Mark
@@ -30,7 +30,7 @@ def table1(results: Sequence[Result], force: bool, stars: Stars) -> list[Grid]:
     whole = [r for r in results if r.variant == "default"]
     for dataset, overrides, plain in by_setting(whole):
         protocols(plain, force)
-        grid = Grid(f"Table 1: {dataset}{overrides}", ["seeds", *METRICS])
+        grid = Grid(titled("Table 1", dataset, overrides), ["seeds", *METRICS])
         same_log = is_the_papers_log(results, dataset)
         groups = {
             (model, recipe): [r for r in plain if (r.model, r.recipe) == (model, recipe)]
@@ -114,7 +114,7 @@ def table3(results: Sequence[Result], force: bool = False) -> list[Grid]:
         marks = {
             metric: ranked({k: v for k, v in groups.items() if v}, metric) for metric in METRICS
         }
-        grid = Grid(f"Table 3: {dataset}{overrides}", ["seeds", *METRICS])
+        grid = Grid(titled("Table 3", dataset, overrides), ["seeds", *METRICS])
         for variant, runs in groups.items():
             shown = [cell(runs, metric, marks[metric].get(variant, "")) for metric in METRICS]
             grid.add(variant, [str(len(runs)), *shown])
@@ -126,37 +126,34 @@ def table3(results: Sequence[Result], force: bool = False) -> list[Grid]:
 
 
 def settings(results: Sequence[Result]) -> list[Grid]:
-    """What moves the numbers: a grid per data set, each recipe and below it what was changed in it.
+    """What moves the numbers: recipes of which a setting was changed, as they are and changed.
 
-    Floors stand at the top, once per order of the log.
+    A grid per data set and protocol: another order of the log, for one, is another task.
     """
     grids = []
     for dataset, here in by_dataset(results):
-        changed = {(r.model, r.recipe) for r in here if r.overrides}
-        groups: dict[tuple, list[Result]] = {}
-        for run in here:
-            if run.model in FLOORS:
-                groups.setdefault((0, FLOORS.index(run.model), "", run.order), []).append(run)
-            elif (run.model, run.recipe) in changed and run.variant == "default":
-                key = (1, MODELS.index(run.model), run.recipe, run.overrides)
-                groups.setdefault(key, []).append(run)
-        if not changed or not any(trained for trained, *_ in groups):
-            continue
-        grid = Grid(f"Settings: {dataset}", ["seeds", "hr@10", "ndcg@10", "epochs", "minutes"])
-        for (trained, _, recipe, what), runs in sorted(groups.items()):
-            shown = [cell(runs, metric) for metric in ("hr@10", "ndcg@10")]
-            model = runs[0].model
-            if not trained:
-                grid.add(f"{model}, order {what}", ["", *shown, "", ""])
-                continue
-            cost = (mean(run.epochs for run in runs), mean(run.seconds for run in runs) / 60)
-            name = f"{model} ({recipe})" if not what else f"— {what}"
-            grid.add(name, [str(len(runs)), *shown, f"{cost[0]:.0f}", f"{cost[1]:.0f}"])
-        grid.notes = [
-            "A row with — is the recipe above it with that setting. With another order or "
-            "mask_history the task is another one: compare within it."
-        ]
-        grids.append(grid)
+        trained = [r for r in here if r.model in MODELS and r.variant == "default"]
+        changed = {(r.model, r.recipe) for r in trained if r.overrides}
+        shown = [r for r in trained if (r.model, r.recipe) in changed]
+        for protocol in sorted({r.protocol for r in shown}):
+            title = f"Settings: {dataset}, split {protocol[0][:6]}"
+            columns = ["seeds", "hr@10", "ndcg@10", "epochs", "minutes"]
+            grid = Grid(title + ", masked" * protocol[-1], columns)
+            for floor in sorted(_floors_of(here, [protocol]), key=lambda r: r.model):
+                figures = [cell([floor], metric) for metric in ("hr@10", "ndcg@10")]
+                grid.add(floor.model, ["", *figures, "", ""])
+            groups: dict[tuple, list[Result]] = {}
+            for run in shown:
+                if run.protocol == protocol:
+                    key = (MODELS.index(run.model), run.recipe, run.overrides)
+                    groups.setdefault(key, []).append(run)
+            for (_, recipe, overrides), runs in sorted(groups.items()):
+                name = f"{runs[0].model} ({recipe}) {overrides}".strip()
+                cost = (mean(r.epochs for r in runs), mean(r.seconds for r in runs) / 60)
+                figures = [cell(runs, metric) for metric in ("hr@10", "ndcg@10")]
+                grid.add(name, [str(len(runs)), *figures, f"{cost[0]:.0f}", f"{cost[1]:.0f}"])
+            grid.notes = notes([r for r in shown if r.protocol == protocol])[:-1]
+            grids.append(grid)
     return grids
 
 
@@ -172,17 +169,26 @@ def by_dataset(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
 def by_setting(results: Iterable[Result]) -> list[tuple[str, str, list[Result]]]:
     """By data set: the runs of its recipes as they are; where there is none, by their overrides.
 
-    The second part is empty, or ` with dropout=0.3` for a title.
+    The second part are these. Beside the runs stand the floors of their protocols.
     """
     groups = []
     for dataset, here in by_dataset(results):
-        floors = [r for r in here if r.model in FLOORS]
         trained = [r for r in here if r.model not in (*FLOORS, CEILING)]
         overridden = sorted({r.overrides for r in trained})
         for overrides in [""] if "" in overridden else overridden:
             runs = [r for r in trained if r.overrides == overrides]
-            groups.append((dataset, f" with {overrides}" if overrides else "", floors + runs))
+            of = {r.protocol for r in runs}
+            groups.append((dataset, overrides, _floors_of(here, of) + runs))
     return groups
+
+
+def _floors_of(results: Iterable[Result], protocols: Container[tuple]) -> list[Result]:
+    return [r for r in results if r.model in FLOORS and r.protocol in protocols]
+
+
+def titled(table: str, dataset: str, overrides: str) -> str:
+    """`Table 1: ml-1m with dropout=0.3`."""
+    return f"{table}: {dataset}" + (f" with {overrides}" if overrides else "")
 
 
 def protocols(results: Sequence[Result], force: bool) -> None:
@@ -231,11 +237,7 @@ def ranked(groups: dict, metric: str) -> dict[object, Mark]:
 
 def add_papers(grid: Grid, paper: dict[str, float], runs: Sequence[Result]) -> None:
     """The paper's row, and ours over it in percent, where the two can be compared."""
-    comparable = all(
-        run.data_split == "leave_one_out" and not run.mask_history and run.order != "item_id"
-        for run in runs
-    )
-    if not paper or not comparable:
+    if not paper or not comparable(runs):
         return
     grid.add("— paper", ["", *(f"{paper[m]:.4f}" if m in paper else "" for m in METRICS)])
     if runs:
@@ -245,6 +247,14 @@ def add_papers(grid: Grid, paper: dict[str, float], runs: Sequence[Result]) -> N
             known = metric in paper
             shown.append(f"{100 * (ours / paper[metric] - 1):+.1f} %" if known else "")
         grid.add("— difference", ["", *shown])
+
+
+def comparable(runs: Iterable[Result]) -> bool:
+    """Whether runs, on the paper's log, have its protocol and no order that makes it easier."""
+    return all(
+        run.data_split == "leave_one_out" and not run.mask_history and run.order != "item_id"
+        for run in runs
+    )
 
 
 def add_improvement(grid: Grid, trained: dict[tuple[str, str], list[Result]]) -> None:

@@ -30,8 +30,12 @@ class Group:
 
     def values(self, metric: str) -> tuple[str, NDArray[np.float64]]:
         """sha256 of the users' ids, and the metric of each run and user (S, U), by user id."""
-        ranks = [read_ranks(run.ranks) for run in self.runs if run.ranks]
-        for run, found in zip(self.runs, ranks, strict=True):
+        ranks = []
+        for run in self.runs:
+            if run.ranks is None:
+                raise ValueError(f"{run.path}: test_ranks.parquet is missing; train it anew")
+            ranks.append(read_ranks(run.ranks))
+        for run, found in zip(self.runs, ranks):
             if found.users != ranks[0].users:
                 raise ValueError(f"{run.ranks} has other users than {self.runs[0].ranks}")
         return ranks[0].users, np.stack([found.metric(metric) for found in ranks])

@@ -17,6 +17,7 @@ from recblr.report.differences import (
 )
 from recblr.report.ranks import keep_ranks, read_ranks
 from recblr.report.results import (
+    FLOORS,
     Result,
     append_curves,
     kept_ranks,
@@ -92,23 +93,28 @@ class Evidence:
         known = read_csv(folder / ACCURACY) if (folder / ACCURACY).exists() else []
         known = [replace(r, ranks=_if_there(kept_ranks(folder / RANKS, r))) for r in known]
         every = merged(known, real)
-        tables = {(r.dataset, r.overrides) for r in real}
-        found = differences([r for r in every if (r.dataset, r.overrides) in tables])
-        write_results(folder / ACCURACY, every)  # from here on files are touched
-        ranks = {kept_ranks(folder / RANKS, r): r.ranks for r in real if r.ranks}
-        for file, source in ranks.items():
-            keep_ranks(read_ranks(source), file)
+        tables = {_table(r) for r in real if r.model not in FLOORS}
+        found = differences([r for r in every if _table(r) in tables])
+        ranks = {kept_ranks(folder / RANKS, r): read_ranks(r.ranks) for r in real if r.ranks}
+        for file, one in ranks.items():  # from here on files are touched
+            keep_ranks(one, file)
+        write_results(folder / ACCURACY, every)
         append_curves(folder / CURVES, (result for result in real if result.curve))
         append_differences(folder / SIGNIFICANCE, found)
         for run in self.runs:
             record(folder / SPEED, as_rows(run), run.setting)
         return {
             folder / ACCURACY: f"{len(real)} runs and floors added, {len(every)} in the file",
-            folder / RANKS: f"of the users of {len(ranks)} runs",
+            folder / RANKS: f"where the target of each user came in {len(ranks)} runs",
             folder / CURVES: f"{sum(len(r.curve) for r in real)} epochs",
             folder / SIGNIFICANCE: f"{len(found)} differences",
             folder / SPEED: f"{len(self.runs)} timed runs",
         }
+
+
+def _table(result: Result) -> tuple:
+    """What runs have to share for their differences to mean something."""
+    return (result.dataset, result.overrides, result.protocol)
 
 
 def _if_there(file: Path) -> Path | None:

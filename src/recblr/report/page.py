@@ -42,7 +42,8 @@ LIMITS = """## Limits
 def page(evidence: Evidence, figures: Path) -> str:
     """Markdown. figures: the folder whose pictures are shown."""
     assert evidence.folder is not None
-    rows = read_rows(evidence.folder / SPEED)
+    speed = evidence.folder / SPEED
+    rows = read_rows(speed) if speed.exists() else []
     gpu = any("NVIDIA" in row["device"] for row in rows)
     parts = [
         HEAD,
@@ -70,7 +71,7 @@ def _differences(evidence: Evidence) -> list[Grid]:
     grids = []
     for dataset, overrides in sorted({(one.dataset, one.overrides) for one in shown}):
         columns = ["seeds", "difference", "95 % interval", "p users", "p seeds", ""]
-        grid = Grid(f"Differences of NDCG@10: {dataset}{overrides}", columns)
+        grid = Grid(accuracy.titled("Differences of NDCG@10", dataset, overrides), columns)
         for one in shown:
             if (one.dataset, one.overrides) != (dataset, overrides):
                 continue

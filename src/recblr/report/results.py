@@ -7,7 +7,7 @@ of a log are figures of its popularity floor. One row of `curves.csv` is an epoc
 from __future__ import annotations
 
 import csv
-import re
+import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -217,9 +217,9 @@ def write_results(file: Path, results: Iterable[Result]) -> None:
 def kept_ranks(folder: Path, result: Result) -> Path:
     """Where a folder of files keeps the ranks of a run's users."""
     variant = "" if result.variant == "default" else f"-{result.variant}"
-    parts = (f"{result.model}{variant}", result.recipe, result.overrides, f"s{result.seed}")
-    name = "_".join([*filter(None, parts), result.split_hash[:8]])
-    return folder / result.dataset / (re.sub(r"[^\w.=-]+", "_", name) + ".parquet")
+    digest = hashlib.sha256(repr(_same(result)).encode()).hexdigest()
+    name = f"{result.model}{variant}_{result.recipe}_s{result.seed}_{digest[:12]}.parquet"
+    return folder / result.dataset / name
 
 
 def merged(known: Iterable[Result], new: Iterable[Result]) -> list[Result]:

@@ -45,7 +45,8 @@ IN_TABLE_4 = ("hr@10", "ndcg@10", "hr@20", "ndcg@20")
 
 @dataclass(frozen=True)
 class Timed:
-    """One run. scan: what ran, empty for a model without. overrides: other settings, if any.
+    """One run. scan: what ran, empty for a model without. overrides: other settings, if any, and
+    the recipe, if it is not the data set's.
 
     part: what was timed, as "20 steps and 64 users", or WHOLE.
     values: by UNITS; an epoch of training, the ranking of all users' targets, and the largest
@@ -85,6 +86,7 @@ def timed(run: RunFolder) -> Timed | None:
     if not config["smoke"] or len(epochs) < 2:  # the first epoch is slower
         return None
     last, settings = epochs[-1], shlex.split(overrides_of(about["command"]))
+    settings += [f"recipe={config['recipe']}"] * (config["recipe"] not in ("paper", "ours"))
     values = (
         metrics["n_targets"] / last["train/targets_per_s"],
         last["val/seconds"] * metrics["n_evaluated"] / metrics["users"],

@@ -29,16 +29,10 @@ class CrossEntropy:
 
     def __call__(self, model: SequentialModel, batch: SequenceBatch) -> Tensor:
         representation, targets = at_targets(model, batch)
-        repeats, cells = repeat_bias(model), None
-        if repeats is not None:
-            cells = batch.met(target_rows(batch))
+        by = repeat_bias(model)
+        raised = None if by is None else (*batch.met(target_rows(batch)), by)
         loss = linear_cross_entropy(
-            representation,
-            model.item_matrix(),
-            targets,
-            item_bias(model),
-            cells=cells,
-            cell_bias=repeats,
+            representation, model.item_matrix(), targets, item_bias(model), raised=raised
         )
         return loss + regulariser(model)
 

@@ -146,13 +146,14 @@ def known_keys(config_file: Path) -> set[str]:
 
 def _check_recipe_is_of_the_model(cfg: DictConfig, recipe: str | None) -> None:
     """`usual/<model>` and `{tuned,best}/<data>/<model>` hold what was chosen for one of each."""
-    kind, _, rest = (recipe or "").partition("/")
-    of_both = f"{cfg.data.name}/{variant_name(cfg)}"
-    own = {"usual": model_name(cfg), "tuned": of_both, "best": of_both}.get(kind)
-    if own is not None and rest != own:
+    kind, _, chosen_for = (recipe or "").partition("/")
+    model, data = model_name(cfg), cfg.data.name
+    searched = f"{data}/{variant_name(cfg)}"
+    own = {"usual": model, "tuned": searched, "best": f"{data}/{model}"}.get(kind)
+    if own is not None and chosen_for != own:
         raise ValueError(
-            f"recipe={recipe}: its values are not those of this run, which would be "
-            f"recipe={kind}/{own}; choose its model and data set, or leave recipe= out"
+            f"recipe={recipe}: its values are not those of this run, which is {own}; choose its "
+            "model and data set, or leave recipe= out"
         )
 
 

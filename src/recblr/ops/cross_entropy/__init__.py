@@ -12,14 +12,13 @@ def linear_cross_entropy(
     targets: Tensor,
     bias: Tensor | None = None,
     chunk_rows: int | None = None,
-    cells: tuple[Tensor, Tensor] | None = None,
-    cell_bias: Tensor | None = None,
+    raised: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
     """mean_n [log sum_v exp(x_n . weight_v + bias_v) - (x_n . weight + bias)_(targets_n)].
 
     x (N, D), weight (V, D), bias (V,) or None, of one float dtype but float16; targets (N,) int64
-    in 0..V-1, every row counts. cells: rows and columns (C,) int64, by row, each pair once; to
-    their logits cell_bias () is added. Returns a scalar, 0 for N = 0. Never more than `chunk_rows`
+    in 0..V-1, every row counts. raised: rows and columns (C,) int64, by row, each pair once, and
+    what is added to their logits (). Returns a scalar, 0 for N = 0. Never more than `chunk_rows`
     rows of logits exist (None: what the cache holds, or 2^26 logits on a GPU): the gradients are
     made with them, in the forward. Differentiable once. Under autocast the products run in its
     dtype. ValueError for shapes, dtypes and devices; targets outside 0..V-1 raise IndexError or
@@ -33,8 +32,12 @@ def linear_cross_entropy(
         shapes = f"x has shape {tuple(x.shape)}, weight {tuple(weight.shape)}"
         raise ValueError(f"{shapes}, expected (N, D) and (V, D) with V of 1 or more")
     (n, width), items = x.shape, len(weight)
-    expected = {"weight": (items, width), "targets": (n,), "bias": (items,), "cell_bias": ()}
-    given = {"weight": weight, "targets": targets, "bias": bias, "cell_bias": cell_bias}
+    row, column, by = raised or (None, None, None)
+    expected = {"weight": (items, width), "targets": (n,), "bias": (items,)}
+    given = {"weight": weight, "targets": targets, "bias": bias}
+    if row is not None:
+        expected |= {"raised[0]": (len(row),), "raised[1]": (len(row),), "raised[2]": ()}
+        given |= {"raised[0]": row, "raised[1]": column, "raised[2]": by}
     for name, shape in expected.items():
         tensor = given[name]
         if tensor is None:
@@ -43,24 +46,27 @@ def linear_cross_entropy(
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
-    if targets.dtype != torch.int64:
-        raise ValueError(f"targets is {targets.dtype}, expected torch.int64")
+    for name in ("targets", "raised[0]", "raised[1]"):
+        if name in given and given[name].dtype != torch.int64:
+            raise ValueError(f"{name} is {given[name].dtype}, expected torch.int64")
+    if row is not None and (row.diff() < 0).any():
+        raise ValueError("raised[0] falls: rows must come in order")
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-        cell_bias = None if cell_bias is None else cell_bias.to(dtype)
+        by = None if by is None else by.to(dtype)
     if x.dtype not in (torch.float64, torch.float32, torch.bfloat16):  # 1/(N V) is 0 in float16
         raise ValueError(f"x is {x.dtype}, expected torch.float64, float32 or bfloat16")
-    for name, tensor in (("weight", weight), ("bias", bias), ("cell_bias", cell_bias)):
+    for name, tensor in (("weight", weight), ("bias", bias), ("raised[2]", by)):
         if tensor is not None and tensor.dtype != x.dtype:
             raise ValueError(f"{name} is {tensor.dtype}, expected {x.dtype} as x")
     if n == 0:
-        zeros = (0 * tensor.sum() for tensor in (weight, bias, cell_bias) if tensor is not None)
+        zeros = (0 * tensor.sum() for tensor in (weight, bias, by) if tensor is not None)
         return sum(zeros, x.sum())
     if chunk_rows is None:
         chunk_rows = rows_at_once(items, x.device)
     differentiate = torch.is_grad_enabled()
     return ChunkedLinearCrossEntropy.apply(
-        x, weight, targets, bias, cell_bias, cells, chunk_rows, differentiate
+        x, weight, targets, bias, by, row, column, chunk_rows, differentiate
     )

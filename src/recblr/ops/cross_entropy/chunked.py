@@ -25,19 +25,19 @@ def rows_at_once(items: int, device: torch.device) -> int:
 
 class ChunkedLinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, targets, bias, cell_bias, cells, chunk_rows, differentiate):
+    def forward(ctx, x, weight, targets, bias, by, row, column, chunk_rows, differentiate):
         n, v = len(x), len(weight)
         half = x.dtype == torch.bfloat16
         wide = torch.float32 if half else x.dtype  # of softmax and sums; products stay in x.dtype
-        need_x, need_weight, need_bias, need_cells = (
+        need_x, need_weight, need_bias, need_by = (
             differentiate and ctx.needs_input_grad[k] for k in (0, 1, 3, 4)
         )
         dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
         dweight = weight.new_zeros(weight.shape, dtype=wide) if need_weight else None
         dbias = weight.new_zeros(v, dtype=wide) if need_bias else None
-        dcells = x.new_zeros((), dtype=wide) if need_cells else None
+        dby = x.new_zeros((), dtype=wide) if need_by else None
         buffer = x.new_empty(min(chunk_rows, n), v)
-        bounds = cell_bounds(cells, n, chunk_rows)
+        bounds = [] if row is None else chunk_bounds(row, n, chunk_rows)
         loss = x.new_zeros((), dtype=wide)
 
         for number, start in enumerate(range(0, n, chunk_rows)):
@@ -46,10 +46,10 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
             logits = torch.mm(x_rows, weight.t(), out=buffer[:count])
             if bias is not None:
                 logits += bias
-            if cells is not None:
+            if row is not None:
                 own = slice(bounds[number], bounds[number + 1])
-                cell = cells[0][own] - start, cells[1][own]
-                logits[cell] += cell_bias
+                raised = row[own] - start, column[own]
+                logits[raised] += by
             e = logits.to(wide)  # the same memory, except in half precision
             target = targets[rows, None]
             e -= e.amax(1, keepdim=True)
@@ -72,25 +72,21 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
                     dweight.addmm_(e.t(), scaled)
             if dbias is not None:
                 dbias += torch.mv(e.t().to(wide), inverse.squeeze(1))
-            if dcells is not None:
-                dcells += (e[cell].to(wide) * inverse[cell[0], 0]).sum()
+            if dby is not None:
+                dby += (e[raised].to(wide) * inverse[raised[0], 0]).sum()
 
-        made = (dx, dweight, dbias, dcells)
+        made = (dx, dweight, dbias, dby)
         ctx.save_for_backward(*(None if d is None else d.to(x.dtype) for d in made))
         return loss / n
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        dx, dweight, dbias, dcells = (
-            None if d is None else d * grad.to(d) for d in ctx.saved_tensors
-        )
-        return dx, dweight, None, dbias, dcells, None, None, None
+        dx, dweight, dbias, dby = (None if d is None else d * grad.to(d) for d in ctx.saved_tensors)
+        return dx, dweight, None, dbias, dby, *[None] * 4
 
 
-def cell_bounds(cells, n: int, chunk_rows: int) -> list[int]:
-    """Where the cells of each chunk of rows begin, and their end; cells lie by row."""
-    if cells is None:
-        return []
-    starts = torch.arange(0, n + chunk_rows, chunk_rows, device=cells[0].device)
-    return torch.searchsorted(cells[0], starts).tolist()
+def chunk_bounds(row, n: int, chunk_rows: int) -> list[int]:
+    """Where each chunk of rows begins in the ascending `row` (C,), and where the last ends."""
+    starts = torch.arange(0, n + chunk_rows, chunk_rows, device=row.device)
+    return torch.searchsorted(row, starts).tolist()
