@@ -124,7 +124,7 @@ def test_one_chunk_of_logits_exists_at_a_time(monkeypatch):
 
 
 @pytest.mark.parametrize(("device", "items", "rows"), [
-    ("cpu", 100, 256), ("cpu", 12101, 64), ("cpu", 10**7, 32),
+    ("cpu", 100, 256), ("cpu", 12101, 64), ("cpu", 18357, 64), ("cpu", 10**7, 64),
     ("cuda", 12101, 5545), ("cuda", 10**8, 1),
 ])  # fmt: skip
 def test_chunks_fit_the_cache_on_the_cpu_and_are_large_elsewhere(device, items, rows):
