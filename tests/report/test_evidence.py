@@ -81,9 +81,16 @@ def test_a_fresh_clone_rebuilds_the_same_tables_from_results(seeds, tmp_path, ca
     curves = read_rows(tmp_path / "results/curves.csv")
     assert len(curves) == 8 * 3 and curves[1]["seconds"] == "6.0"
     assert "curves_amazon-beauty.png" in run(capsys, "curves")
+    (tmp_path / "results/notes.md").write_text("## Tried\n\nA note.\n")
     run(capsys, "page")
     page = (tmp_path / "RESULTS.md").read_text()
-    for part in ("Table 1: amazon-beauty", "Table 5", "recblr (paper) − sasrec", "](results/fig"):
+    for part in (
+        "## Tried\n\nA note.\n\n## Accuracy",
+        "Table 1: amazon-beauty",
+        "Table 5",
+        "recblr (paper) − sasrec",
+        "](results/fig",
+    ):
         assert part in page
     (claim,) = [
         line for line in page.splitlines() if line.startswith("- **amazon-beauty**, recblr")

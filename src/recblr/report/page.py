@@ -19,6 +19,7 @@ SPEEDS = (
     ("inference", "events/s", "Events per second that live states take, many users at once"),
     ("recommend", "cpu_s", "CPU seconds of the top 10 of every user"),
 )
+NOTES = "notes.md"  # what no table can say: what was tried, and what the evidence points to
 HEAD = """# Results
 
 Written by `python -m recblr.report page` from the files in [results/](results). In `accuracy.csv`
@@ -42,12 +43,13 @@ LIMITS = """## Limits
 def page(evidence: Evidence, figures: Path) -> str:
     """Markdown. figures: the folder whose pictures are shown."""
     assert evidence.folder is not None
-    speed = evidence.folder / SPEED
+    speed, notes = evidence.folder / SPEED, evidence.folder / NOTES
     rows = read_rows(speed) if speed.exists() else []
     gpu = any("NVIDIA" in row["device"] for row in rows)
     parts = [
         HEAD,
         f"## Claims\n\n{claims(evidence)}",
+        *([notes.read_text(encoding="utf-8")] if notes.exists() else []),
         "## Accuracy\n",
         *map(markdown, accuracy.table1(evidence.results, False, evidence.stars)),
         *map(markdown, accuracy.table3(evidence.results)),
