@@ -9,7 +9,7 @@ from textwrap import wrap
 
 from matplotlib import rcParams
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from recblr.report.accuracy import by_dataset, protocols
 from recblr.report.results import Result
@@ -19,6 +19,8 @@ COLUMN = 3.35  # inches: a column of a two-column page
 TITLE = 44  # characters of a line that fit above its axes
 SHOWN = ("hr@10", "ndcg@10")
 STYLE = {"hr@10": ("HR@10", "#0072B2", "o"), "ndcg@10": ("NDCG@10", "#D55E00", "s")}
+LINES, MARKERS = ("-", "--", ":"), "os^Dv"
+LEGEND_ROW = 0.12  # inches
 DPI = 200
 
 
@@ -63,7 +65,7 @@ def figure4(runs: Sequence[Timed]) -> dict[str, Figure]:
 def curves(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
     """Validation NDCG@10 by epoch, a line per run: for each data set its models, and the ablations.
 
-    The latter beside the whole RecBLR.
+    The latter beside the whole RecBLR. The seeds of a setting have one color.
     """
     figures = {}
     for dataset, here in by_dataset(results):
@@ -81,36 +83,47 @@ def curves(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
 def _curves(runs: Sequence[Result], title: str) -> Figure:
     figure = Figure((COLUMN, 0.8 * COLUMN), layout="constrained", dpi=DPI)
     axes = figure.subplots()
+    labels = list(dict.fromkeys(map(_label, runs)))
+    colors = rcParams["axes.prop_cycle"].by_key()["color"]
     for run in runs:
+        number = labels.index(_label(run))
+        style = {"color": colors[number % len(colors)], "linewidth": 1}
+        style["linestyle"] = LINES[number // len(colors) % len(LINES)]
         values = [value for value, _ in run.curve]
-        axes.plot(range(1, len(values) + 1), values, label=_label(run), linewidth=1)
+        axes.plot(range(1, len(values) + 1), values, label=labels[number], **style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(axes, title, "epoch", "validation NDCG@10", legend=len(runs) <= 12)
+    _finish(axes, title, "epoch", "validation NDCG@10", legend=False)
+    _legend_below(figure)
     return figure
 
 
 def accuracy_against_time(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
-    """Test NDCG@10 against the seconds that training took, a figure per data set."""
+    """Test NDCG@10 against the seconds that training took, a figure per data set.
+
+    A point per run of a recipe as it is.
+    """
     figures = {}
     for dataset, here in by_dataset(results):
-        runs = [run for run in here if run.epochs and run.variant == "default"]
+        plain = [run for run in here if run.epochs and run.variant == "default"]
+        runs = [run for run in plain if not run.overrides] or plain
         protocols(runs, force)
         if not runs:
             continue
         figure = Figure((COLUMN, 0.8 * COLUMN), layout="constrained", dpi=DPI)
         axes = figure.subplots()
-        for model in sorted({run.model for run in runs}):
-            ours = [run for run in runs if run.model == model]
+        for number, label in enumerate(sorted(set(map(_label, runs)))):
+            ours = [run for run in runs if _label(run) == label]
             x = [run.seconds for run in ours]
             y = [run.metrics["ndcg@10"] for run in ours]
-            axes.plot(x, y, "o", markersize=4)
-            place = (mean(x), mean(y))
-            axes.annotate(model, place, (4, 3), textcoords="offset points", fontsize=6)
+            axes.plot(x, y, MARKERS[number % len(MARKERS)], markersize=4, label=label)
         axes.set_xscale("log")
-        axes.margins(x=0.25, y=0.12)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         devices = sorted({run.device for run in runs})
         where = devices[0] if len(devices) == 1 else f"{len(devices)} machines"
         _finish(axes, f"{dataset}\n{where}", "seconds of training", "test NDCG@10", False)
+        _legend_below(figure)
         figures[f"time_{dataset}"] = figure
     return figures
 
@@ -165,9 +178,19 @@ def _sweep(points: dict[float, list[Result]], title: str, label: str) -> Figure:
     return figure
 
 
+def _legend_below(figure: Figure) -> None:
+    """Under the axes, in two columns, each label once; the figure grows by its rows."""
+    lines = dict(zip(*figure.axes[0].get_legend_handles_labels()[::-1]))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LEGEND_ROW * (1 + len(lines) // 2))
+    below = {"loc": "outside lower center", "ncols": 2, "fontsize": 6, "frameon": False}
+    figure.legend(lines.values(), lines.keys(), **below)
+
+
 def _label(run: Result) -> str:
+    """What its seeds share."""
     variant = "" if run.variant == "default" else f"-{run.variant}"
-    return " ".join(filter(None, [f"{run.model}{variant}", run.overrides, f"seed {run.seed}"]))
+    return " ".join(filter(None, [f"{run.model}{variant}", f"({run.recipe})", run.overrides]))
 
 
 def _finish(axes, title: str, x: str, y: str, legend: bool = True) -> None:
