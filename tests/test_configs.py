@@ -215,7 +215,9 @@ def test_a_usual_recipe_sets_what_is_the_models_and_leaves_what_is_the_datas(nam
     build_model(cfg.model, n_items=7, n_users=3)
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "recipe/best").rglob("*.yaml")), ids=str)
+@pytest.mark.parametrize(
+    "file", sorted((CONF / "recipe/best").rglob("*.yaml")), ids=lambda file: file.parent.name
+)
 def test_a_best_recipe_is_of_its_data_set_and_model_and_says_why(file):
     data, name = file.parent.name, file.stem
     cfg = composed(f"model={name}", *with_path(data), f"recipe=best/{data}/{name}")
