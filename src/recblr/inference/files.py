@@ -26,10 +26,10 @@ from recblr.data.tables import find_separator, first_line
 from recblr.data.times import TIME_FORMS, parse_times
 from recblr.inference.recommender import History, Top
 
-PART = 1 << 24  # bytes of text of a table that are held at a time
+PART = 1 << 23  # bytes of text of a table that are held at a time
 MOST_PARTS = 512  # files that are open at a time
 PACKED, ROW = 8, 32  # bytes of text for a byte of gzip, and for a row of Parquet (at most, about)
-BLOCK = 1 << 22  # bytes that Arrow parses at a time
+BLOCK = 1 << 20  # bytes that Arrow parses at a time
 ROWS = 1 << 16  # JSON objects that become one Arrow batch
 HISTORIES = 1 << 12  # the same, for whole histories
 USUAL = {"user": ("user_id", "user"), "item": ("item_id", "item"), "time": ("timestamp", "time")}
@@ -224,15 +224,21 @@ def histories_of_part(tables: list[pa.Table], source: Source) -> Iterator[Histor
     order = np.argsort(codes, kind="stable")
     if "time" in table.column_names:
         times, bad = parse_times(table["time"])
-        bad &= table["item"].to_numpy() != ""  # what only makes a user known needs no time
+        # What only makes a user known needs no time.
+        bad &= pc.not_equal(table["item"], "").to_numpy()
         if bad.any():
             value = table["time"][int(bad.argmax())]
             raise ValueError(f"{source}: time '{value}' cannot be read (expected {TIME_FORMS})")
         order = np.lexsort((times, codes))
-    items = table["item"].to_numpy()[order]
+    items = table["item"].take(pa.array(order))
     stops = np.bincount(codes).cumsum()
-    for user, start, stop in zip(users.dictionary.to_pylist(), [0, *stops[:-1]], stops):
-        yield user, [item for item in items[start:stop] if item]
+    for first in range(0, len(stops), HISTORIES):  # Python's strings take ten times Arrow's bytes
+        names = users.dictionary.slice(first, HISTORIES).to_pylist()
+        start = stops[first - 1] if first else 0
+        lengths = np.diff(stops[first : first + HISTORIES], prepend=start).tolist()
+        rows = iter(items[start : start + sum(lengths)].to_pylist())
+        for user, length in zip(names, lengths):
+            yield user, [item for item in islice(rows, length) if item]
 
 
 def read_ids(key: str, path: Path | str) -> list[str]:
