@@ -14,9 +14,9 @@ ONNX (Scan), so both compute one function, and full.onnx's states go on with ste
 has a `max_length`: both see a whole history, `Recommender.recommend` its last `max_length` items,
 so their results differ for longer ones. A model without `step` has no ONNX, nor has one whose
 state starts from a vector of the user (FPMC): item ids alone don't say whose; nor has one with a
-repeat bias, which asks for all that the user has met. Needs the extra
-`serving`. `onnxruntime.RunOptions().only_execute_path_to_fetches = True` computes no scores
-where none are asked for.
+repeat bias, which asks for all that the user has met. Needs the extra `serving`.
+`onnxruntime.RunOptions().only_execute_path_to_fetches = True` computes no scores where none are
+asked for.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ def histories_of_part(tables: list[pa.Table], source: Source) -> Iterator[Histor
     if "time" in table.column_names:
         times, bad = parse_times(table["time"])
         # What only makes a user known needs no time.
-        bad &= pc.not_equal(table["item"], "").to_numpy()
+        bad &= pc.call_function("not_equal", [table["item"], pa.scalar("")]).to_numpy()
         if bad.any():
             value = table["time"][int(bad.argmax())]
             raise ValueError(f"{source}: time '{value}' cannot be read (expected {TIME_FORMS})")

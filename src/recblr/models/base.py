@@ -26,12 +26,11 @@ class SequentialModel(Protocol):
 
     May also have `item_bias() -> (V+1,)`, `regulariser() -> scalar` that an objective adds,
     `repeat_bias`, a `blocks.RepeatBias` or None, and, if recurrent, `init_state(B)` and
-    `step(items (B,), state) -> (representation (B, D'), state)`, which equals
-    `encode`; one with a user table takes `init_state(B, user_ids (B,))`. It may have
-    `step_in_place()`, which gives None, or a function of items 1..V and slots (B,), int64 arrays,
-    of the parts of a state, each with a row per slot, which it moves on, and of a table that takes
-    the representations. One that fills in masked items has `mask_id`, the token in their place, and
-    `max_length` of a sequence.
+    `step(items (B,), state) -> (representation (B, D'), state)`, which equals `encode`; one with a
+    user table takes `init_state(B, user_ids (B,))`. It may have `step_in_place()`, which gives
+    None, or a function of items 1..V and slots (B,), int64 arrays, of the parts of a state, each
+    with a row per slot, which it moves on, and of a table that takes the representations. One that
+    fills in masked items has `mask_id`, the token in their place, and `max_length` of a sequence.
     A constructor takes `n_items`, and `n_users` if it has a user table.
     """
 

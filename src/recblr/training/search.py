@@ -41,8 +41,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 log = logging.getLogger(__name__)
 
-RECIPE_KEYS = ("dropout", "max_length", "batch_size", "eval_batch_size", "lr", "weight_decay")
-RECIPE_KEYS += ("repeat_bias",)
+RECIPE_KEYS = (
+    *("dropout", "max_length", "batch_size", "eval_batch_size", "lr", "weight_decay"),
+    "repeat_bias",
+)
 MONITOR = "val/ndcg@10"
 
 Settings = dict[str, Any]
