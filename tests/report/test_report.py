@@ -10,7 +10,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from recblr.report import figures
 from recblr.report.__main__ import main
 from recblr.report.grid import Cell, Grid, as_csv, latex, markdown
-from recblr.report.results import merged, overrides_of, read_csv, read_results, write_results
+from recblr.report.results import (
+    merged,
+    overrides_of,
+    read_csv,
+    read_results,
+    without_folders,
+    write_results,
+)
 from recblr.run_folder import METRICS
 
 
@@ -63,6 +70,22 @@ def test_table3_has_every_ablation(runs, capsys):
     assert row(text, "no_pffn")[0] == "1" and row(text, "default")[0] == "3"
     assert row(text, "constant_decay")[1] == "not run"
     assert text.count("— paper") == 6  # ours have none
+
+
+def test_table3_keeps_recipes_apart(runs, capsys):
+    write_run(runs / "best", seed=1, skill=0.9, recipe="best")
+    text = run(capsys, "table3", runs)
+    assert "Table 3: amazon-beauty (paper)" in text and "(best)" not in text
+    assert row(text, "default")[0] == "3"
+    write_run(runs / "best-no_pffn", seed=1, skill=0.8, recipe="best", ablation="no_pffn")
+    best, paper = run(capsys, "table3", runs).split("amazon-beauty (paper)")
+    assert "amazon-beauty (best)" in best
+    assert [row(part, "default")[0] for part in (best, paper)] == ["1", "3"]
+
+
+def test_the_command_of_a_row_names_files_without_folders_however_often_it_is_read():
+    once = without_folders("python train.py data.path=/data/logs/a.txt.gz paths.runs=/r seed=1")
+    assert once == "python train.py data.path=a.txt.gz seed=1" == without_folders(once)
 
 
 @pytest.mark.parametrize(

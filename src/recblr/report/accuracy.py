@@ -58,6 +58,7 @@ def table1(results: Sequence[Result], force: bool, stars: Stars) -> list[Grid]:
         add_improvement(grid, trained)
         grid.notes = [
             *notes(plain),
+            *hours(plain),
             "*: above the best baseline at p < .01 over users (randomisation) and over seeds "
             "(Welch), after Holm over the baselines, with 5 and 3 seeds or more.",
         ]
@@ -103,26 +104,36 @@ def table2(results: Sequence[Result], force: bool = False) -> list[Grid]:
 
 
 def table3(results: Sequence[Result], force: bool = False) -> list[Grid]:
-    """A grid per data set: RecBLR whole and with one part left out."""
+    """A grid per data set and recipe: RecBLR whole and with one part left out.
+
+    A recipe of which no part was left out has none, unless no recipe of the data set has.
+    """
     grids = []
     for dataset, overrides, ours in by_setting(r for r in results if r.model == "recblr"):
-        protocols(ours, force)
-        groups = {
-            variant: [r for r in ours if r.variant == variant]
-            for variant in (*PAPERS_ABLATIONS, *OUR_ABLATIONS)
-        }
-        marks = {
-            metric: ranked({k: v for k, v in groups.items() if v}, metric) for metric in METRICS
-        }
-        grid = Grid(titled("Table 3", dataset, overrides), ["seeds", *METRICS])
-        for variant, runs in groups.items():
-            shown = [cell(runs, metric, marks[metric].get(variant, "")) for metric in METRICS]
-            grid.add(variant, [str(len(runs)), *shown])
-            if is_the_papers_log(results, dataset):
-                add_papers(grid, paper_row("table3", dataset, "recblr", variant), runs)
-        grid.notes = notes(ours)
-        grids.append(grid)
+        ablated = {r.recipe for r in ours if r.variant != "default"}
+        for recipe in sorted(ablated or {r.recipe for r in ours}):
+            runs = [r for r in ours if r.recipe == recipe]
+            protocols(runs, force)
+            title = f"{titled('Table 3', dataset, overrides)} ({recipe})"
+            grids.append(_ablations(title, dataset, runs, is_the_papers_log(results, dataset)))
     return grids
+
+
+def _ablations(title: str, dataset: str, ours: Sequence[Result], papers_log: bool) -> Grid:
+    groups = {
+        variant: [r for r in ours if r.variant == variant]
+        for variant in (*PAPERS_ABLATIONS, *OUR_ABLATIONS)
+    }
+    trained = {variant: runs for variant, runs in groups.items() if runs}
+    marks = {metric: ranked(trained, metric) for metric in METRICS}
+    grid = Grid(title, ["seeds", *METRICS])
+    for variant, runs in groups.items():
+        shown = [cell(runs, metric, marks[metric].get(variant, "")) for metric in METRICS]
+        grid.add(variant, [str(len(runs)), *shown])
+        if papers_log:
+            add_papers(grid, paper_row("table3", dataset, "recblr", variant), runs)
+    grid.notes = [*notes(ours), *hours(ours)]
+    return grid
 
 
 def settings(results: Sequence[Result]) -> list[Grid]:
@@ -287,3 +298,9 @@ def notes(results: Sequence[Result]) -> list[str]:
         "Best bold, second underlined, among what was trained here. The paper's values are single "
         "runs of its own code. Improv. compares the better recipe of either side in this table.",
     ]
+
+
+def hours(results: Sequence[Result]) -> list[str]:
+    """What the cells that nobody ran would cost."""
+    spent = [run.seconds / 3600 for run in results if run.seconds]
+    return [f"Training took {mean(spent):.2f} h a run."] if spent else []

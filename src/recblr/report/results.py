@@ -142,7 +142,9 @@ def overrides_of(command: str) -> str:
 def without_folders(command: str) -> str:
     """A command as others can give it: files by their name, without the folders of one machine."""
     words = [
-        f"data.path={Path(word).name}" if word.startswith("data.path=") else word
+        f"data.path={Path(word.removeprefix('data.path=')).name}"
+        if word.startswith("data.path=")
+        else word
         for word in shlex.split(command)
         if not word.startswith("paths.")
     ]
