@@ -159,6 +159,9 @@ def test_a_model_brings_the_objective_and_the_rows_that_it_needs():
         (["model=sasrec", "objective=cloze"], "SASRec has no mask token"),
         (["model=sasrec", "objective=bce", "repeat_bias=true"], "BCE does not learn it"),
         (["model=caser", "repeat_bias=true"], "repeat_bias: Caser does not read it"),
+        (["ahead_weight=1.5"], "ahead_weight=1.5: must be in 0..1"),
+        (["target_mode=prefix", "ahead_weight=0.2"], "a row has one target and none after it"),
+        (["objective=bce", "ahead_weight=0.2"], "ahead_weight: RecBLR does not read it"),
     ],
 )
 def test_an_objective_that_the_model_cannot_train_with_is_refused_before_the_data(
@@ -333,7 +336,7 @@ def test_every_argument_has_its_default_in_the_yaml_and_reaches_the_object(group
 
     before, value = built(cfg, group), OmegaConf.select(cfg, path)
     others = {"auto": "reference", "uniform": "linspace", "None": 3, "False": True, "True": False}
-    other = value / 2 if isinstance(value, float) else others.get(str(value))
+    other = value / 2 or 0.5 if isinstance(value, float) else others.get(str(value))
     OmegaConf.update(cfg, path, 2 * value if other is None else other)
     same = [a == b for a, b in zip(before, built(cfg, group), strict=True)]
     if key == "scan":

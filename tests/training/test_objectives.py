@@ -8,7 +8,14 @@ from recblr.data.loader import PackedLoader
 from recblr.data.sequences import training_rows
 from recblr.models.blocks import REPEAT_SCALE, RepeatBias
 from recblr.models.recblr import RecBLR
-from recblr.training.objectives import BCE, BPR, CrossEntropy, SampledSoftmax, pair_scores
+from recblr.training.objectives import (
+    AHEAD,
+    BCE,
+    BPR,
+    CrossEntropy,
+    SampledSoftmax,
+    pair_scores,
+)
 
 V = 25
 CLOSE = {"rtol": 1e-10, "atol": 1e-13}
@@ -84,6 +91,42 @@ def test_a_repeat_bias_is_added_to_the_logits_of_the_items_up_to_each_target(mod
     torch.testing.assert_close(
         CrossEntropy()(model, last), F.cross_entropy(logits[[3, 5]], last.targets), **CLOSE
     )
+
+
+@pytest.mark.parametrize("extras", ["", "item bias", "repeat bias"])
+def test_ahead_weight_is_the_weighted_mean_of_the_cross_entropies_of_what_follows(model, extras):
+    sequences = [[3, 7, 3, 1, 4], [2, 9], [5], [6, 8]]
+    targets = [7, 3, 1, 4, 7, 9, 2, 8, 0, 1]  # 7 and 2 have been met; one row has none
+    batch = batch_of(sequences, targets)
+    logits = model.encode(batch) @ model.embedding.weight.T
+    if extras == "item bias":
+        bias = torch.randn(V + 1, dtype=torch.float64)
+        model.item_bias = lambda: bias
+        logits = logits + bias
+    if extras == "repeat bias":
+        model.repeat_bias = RepeatBias().double()
+        model.repeat_bias.weight.data.fill_(-0.3)
+        rows = [s[: i + 1] for s in sequences for i in range(len(s))]
+        for row, items in enumerate(rows):
+            logits[row, list(set(items))] += REPEAT_SCALE * model.repeat_bias.weight
+    log_p, w, losses, start = logits.log_softmax(1), 0.3, [], 0
+    for sequence in sequences:
+        stop = start + len(sequence)
+        for row in range(start, stop):
+            if targets[row]:
+                ahead = [t for t in targets[row : min(stop, row + AHEAD)]]
+                weights = [w**k * (t > 0) for k, t in enumerate(ahead)]
+                terms = [a * -log_p[row, t] for a, t in zip(weights, ahead)]
+                losses.append(sum(terms) / sum(weights))
+        start = stop
+    assert_same(CrossEntropy(ahead_weight=w)(model, batch), sum(losses) / len(losses), model)
+
+
+def test_ahead_weight_changes_nothing_where_nothing_follows(model):
+    for batch in (batch_of([[1, 2], [3]], [4, 5]), batch_of([[1], [3]], [4, 5])):
+        assert_same(
+            CrossEntropy(ahead_weight=1.0)(model, batch), CrossEntropy()(model, batch), model
+        )
 
 
 def test_all_positions_is_refused_for_a_model_that_sees_later_items(model):

@@ -83,6 +83,16 @@ class SequenceBatch:
         pairs = (index * base + items).unique()
         return pairs // base, pairs % base
 
+    def targets_ahead(self, rows: Tensor, ahead: int) -> Tensor:
+        """(M, ahead) int64 of packed rows (M,): their targets and those of the rows after them.
+
+        0 where the sequence ends; needs a target per position.
+        """
+        later = rows[:, None] + torch.arange(ahead, device=rows.device)
+        at = later.clamp(max=max(len(self.items) - 1, 0))
+        inside = (at == later) & (self.sequence[at] == self.sequence[rows][:, None])
+        return self.targets[at] * inside
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SequenceBatch:
         moved = {
             f.name: value.to(device, non_blocking=non_blocking)

@@ -17,15 +17,29 @@ from recblr.data.batch import SequenceBatch
 from recblr.models.base import SequentialModel, item_bias, regulariser, repeat_bias
 from recblr.ops.cross_entropy import linear_cross_entropy
 
+AHEAD = 3  # targets of a position at most, with `ahead_weight`
+
+Raised = tuple[Tensor, Tensor, Tensor]
+
 
 class CrossEntropy:
     """Full softmax over the V+1 rows of the item matrix, padding included, as released (eq. 2).
 
     Logits exist only where there is a target, a chunk at a time.
+
+    ahead_weight w: a position is also to predict what comes after the next item. Its loss is
+    sum_k w^(k-1) CE_k / sum_k w^(k-1) over the next AHEAD targets of its sequence; 0, the paper's,
+    leaves the first. Ours; PinnerFormer (Pancha et al., KDD 2022) predicts all later actions alike.
+    Where a row has one target there is nothing after it.
     """
 
     fills_in = False  # predicts what comes next: at every position only if the model is causal
     learns_repeat_bias = True
+
+    def __init__(self, ahead_weight: float = 0.0):
+        if not 0 <= ahead_weight <= 1:
+            raise ValueError(f"ahead_weight={ahead_weight}: must be in 0..1")
+        self.ahead_weight = ahead_weight
 
     def __call__(self, model: SequentialModel, batch: SequenceBatch) -> Tensor:
         representation, targets = at_targets(model, batch)
@@ -34,7 +48,31 @@ class CrossEntropy:
         loss = linear_cross_entropy(
             representation, model.item_matrix(), targets, item_bias(model), raised=raised
         )
+        if self.ahead_weight and not batch.one_target_per_sequence:
+            loss = loss + self._spread(model, batch, representation, raised)
         return loss + regulariser(model)
+
+    def _spread(
+        self, model: SequentialModel, batch: SequenceBatch, x: Tensor, raised: Raised | None
+    ) -> Tensor:
+        """What the loss gains where targets (M,) become the weighted targets (M, AHEAD).
+
+        Every CE of a row has one log-sum-exp: what differs is the scores of the targets.
+        """
+        matrix, bias = model.item_matrix(), item_bias(model)
+        targets = batch.targets_ahead(target_rows(batch), AHEAD)  # (M, AHEAD)
+        scores = torch.einsum("md,mkd->mk", x, F.embedding(targets, matrix))
+        if bias is not None:
+            scores = scores + bias[targets]
+        if raised is not None:
+            row, item, by = raised
+            index = torch.arange(len(targets), device=targets.device)[:, None]
+            met = torch.isin(index * len(matrix) + targets, row * len(matrix) + item)
+            scores = scores + by * met
+        steps = torch.arange(AHEAD, device=x.device, dtype=x.dtype)
+        weights = self.ahead_weight**steps * (targets > 0)  # (M, AHEAD)
+        weights = weights / weights.sum(1, keepdim=True)
+        return (scores[:, 0] - (weights * scores).sum(1)).sum() / max(len(targets), 1)
 
 
 class BPR:

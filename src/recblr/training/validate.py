@@ -171,6 +171,11 @@ def _check_training(cfg: DictConfig, model: torch.nn.Module) -> None:
             f"repeat_bias=true: objective={_name(objective)} does not learn it; "
             "objective=cross_entropy does"
         )
+    if getattr(objective, "ahead_weight", 0) and cfg.target_mode == "prefix":
+        raise ValueError(
+            f"ahead_weight={cfg.ahead_weight}: with target_mode=prefix a row has one target and "
+            "none after it; target_mode=all_positions has them"
+        )
     if getattr(objective, "usual", False) and cfg.target_mode != "prefix":
         log.warning(
             "objective.usual=true masks as RecBole does, which trains on a row per prefix: that "
