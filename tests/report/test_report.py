@@ -200,6 +200,20 @@ def test_figures_are_drawn_from_sweeps(tmp_path, capsys):
         main(["figure6", str(tmp_path / "runs")])
 
 
+def test_curves_of_ablations_stand_beside_their_own_recipe_and_labels_fit(runs):
+    command = "python train.py data=x model.released=true target_mode=prefix max_length=50 lr=0.01"
+    write_run(runs / "long", command=command)
+    write_run(runs / "best", recipe="best")
+    made = figures.curves(read_results([runs]))
+    for name, shown in (("", 4), ("_ablations", 2)):
+        figure = made[f"curves_amazon-beauty{name}"]
+        (legend,), canvas = figure.legends, FigureCanvasAgg(figure)
+        canvas.draw()
+        assert len(legend.texts) == shown
+        box, inside = legend.get_window_extent(), figure.bbox
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0
+
+
 def test_a_run_that_two_figures_ask_for_is_in_both(tmp_path):
     one, three, half = ("model.expansion=1", "model.expansion=3", "dropout=0.5")
     for number, setting in enumerate((one, three, half, "dropout=0.1")):

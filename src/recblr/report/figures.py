@@ -21,6 +21,7 @@ SHOWN = ("hr@10", "ndcg@10")
 STYLE = {"hr@10": ("HR@10", "#0072B2", "o"), "ndcg@10": ("NDCG@10", "#D55E00", "s")}
 LINES, MARKERS = ("-", "--", ":"), "os^Dv"
 LEGEND_ROW = 0.12  # inches
+HALF_A_LEGEND = 34  # letters of a label that stands beside another
 DPI = 200
 
 
@@ -75,7 +76,9 @@ def curves(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
         if whole:
             figures[f"curves_{dataset}"] = _curves(whole, dataset)
         if len(whole) < len(runs):
-            ours = [run for run in runs if run.model == "recblr"]
+            ablated = {(r.recipe, r.overrides) for r in runs if r.variant != "default"}
+            recblr = [run for run in runs if run.model == "recblr"]
+            ours = [run for run in recblr if (run.recipe, run.overrides) in ablated]
             figures[f"curves_{dataset}_ablations"] = _curves(ours, dataset)
     return figures
 
@@ -179,12 +182,15 @@ def _sweep(points: dict[float, list[Result]], title: str, label: str) -> Figure:
 
 
 def _legend_below(figure: Figure) -> None:
-    """Under the axes, in two columns, each label once; the figure grows by its rows."""
+    """Under the axes, in two columns if labels are short, each once; the figure grows by rows."""
     lines = dict(zip(*figure.axes[0].get_legend_handles_labels()[::-1]))
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + LEGEND_ROW * (1 + len(lines) // 2))
-    below = {"loc": "outside lower center", "ncols": 2, "fontsize": 6, "frameon": False}
-    figure.legend(lines.values(), lines.keys(), **below)
+    columns = 2 if max(map(len, lines)) <= HALF_A_LEGEND else 1
+    labels = ["\n".join(wrap(label, 2 * HALF_A_LEGEND)) for label in lines]
+    rows = sum(1 + label.count("\n") for label in labels) // columns
+    figure.set_size_inches(width, height + LEGEND_ROW * (1 + rows))
+    below = {"loc": "outside lower center", "ncols": columns, "fontsize": 6, "frameon": False}
+    figure.legend(lines.values(), labels, **below)
 
 
 def _label(run: Result) -> str:
