@@ -204,12 +204,13 @@ def test_a_catalogue_of_one_item_or_two(items):
 
 def test_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "states.arrow"
-    made_up().start((f"u{n}", ["i1"]) for n in range(300)).save(path)
+    model = made_up()
+    model.start((f"u{n}", ["i1"]) for n in range(75)).save(path)
     whole = path.read_bytes()
     for start in range(400, len(whole) - 400, 997):
         path.write_bytes(whole[:start] + b"\xff" * 200 + whole[start + 200 :])
         try:
-            made_up().start(states=path)
+            model.start(states=path)
         except ValueError as error:
             assert str(error).startswith(f"states={path}: ")
 
