@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -59,6 +60,26 @@ def test_what_a_row_has_met_is_once_each_item_of_its_sequence_up_to_it(sequences
     expected = [(n, item) for n, row in enumerate(chosen) for item in sorted(set(prefixes[row]))]
     index, items = batch.met(torch.tensor(chosen, dtype=torch.int64))
     assert list(zip(index.tolist(), items.tolist())) == expected
+
+
+@given(
+    sequences=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=12), max_size=6),
+    ahead=st.integers(1, 4),
+    random=st.randoms(),
+)
+def test_targets_ahead_are_those_of_a_row_and_of_the_rows_after_it(sequences, ahead, random):
+    targets = [[random.randint(0, 6) for _ in sequence] for sequence in sequences]
+    batch = batch_of(sequences, list(chain(*targets)))
+    rows = [(own + [0] * ahead)[t : t + ahead] for own in targets for t in range(len(own))]
+    chosen = random.choices(range(len(rows)), k=random.randint(0, 9)) if rows else []
+    found = batch.targets_ahead(torch.tensor(chosen, dtype=torch.int64), ahead)
+    assert found.shape == (len(chosen), ahead)
+    assert found.tolist() == [rows[row] for row in chosen]
+
+
+def test_targets_ahead_need_a_target_per_position(batch):
+    with pytest.raises(AssertionError, match="none is after it"):
+        batch.targets_ahead(batch.last, 2)
 
 
 def test_targets_are_one_per_sequence_or_one_per_position(batch):

@@ -190,6 +190,8 @@ def test_slices_of_larger_buffers_are_read_and_left_alone():
         ("raised", (ROWS, ROWS, BY[None]), r"raised\[2\] has shape \(1,\), expected \(\)"),
         ("raised", (ROWS, ROWS.float(), BY), r"raised\[1\] is torch.float32, expected torch.int64"),
         ("raised", (ROWS.flip(0), ROWS, BY), r"raised\[0\] falls"),
+        ("raised", (ROWS - 2, ROWS, BY), r"raised\[0\] has rows -1\.\."),
+        ("raised", (ROWS + 100, ROWS, BY), r"raised\[0\] has rows 101\.\."),
         (
             "raised",
             (ROWS, ROWS, BY.float()),

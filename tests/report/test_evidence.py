@@ -138,12 +138,30 @@ def test_runs_of_another_log_or_protocol_are_collected_beside_and_not_compared(
     run(capsys, "page")  # the masked run and its floor are not in Table 1
     page = (tmp_path / "RESULTS.md").read_text()
     assert page.count("### Table 1: amazon-beauty") == 1
-    assert page.count("### Settings: amazon-beauty, split aaaaaa, masked") == 1
+    assert page.count("### Settings: amazon-beauty, split aaaaaa, history not ranked") == 1
+    assert "curves_amazon-beauty.png" in run(capsys, "figures")
     write_run(tmp_path / "grown/a", seed=1, split_hash="bb" * 32)
     run(capsys, "collect", tmp_path / "grown")  # the log has grown: another split
     assert len(list((tmp_path / "results/ranks").rglob("recblr_paper_s1_*.parquet"))) == 3
     with pytest.raises(SystemExit, match="different splits or protocols"):
         run(capsys, "table1")
+
+
+def test_a_validation_run_beside_test_runs_leaves_their_differences(
+    seeds, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "collect", seeds)
+    before = Evidence.of([]).differences
+    folder = write_run(tmp_path / "new/val", seed=1).path
+    (folder / "test_metrics.json").rename(folder / "val_metrics.json")
+    (folder / "test_ranks.parquet").unlink()
+    run(capsys, "collect", tmp_path / "new")
+    assert {row["evaluated_on"] for row in read_rows(tmp_path / "results/accuracy.csv")} == {
+        "test",
+        "val",
+    }
+    assert Evidence.of([]).differences == before and len(before) == len(METRICS)
 
 
 def test_a_run_without_ranks_is_named(seeds, capsys):
@@ -171,7 +189,8 @@ def test_claims_say_what_can_be_said(changes, said, tmp_path, capsys, monkeypatc
     run(capsys, "collect", tmp_path / "runs")
     (tmp_path / "results/significance.csv").unlink()
     run(capsys, "page")
-    assert "their ranks are gone: sasrec (paper)" in (tmp_path / "RESULTS.md").read_text()
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "until all their runs are collected: sasrec (paper)" in page
 
 
 def test_without_a_run_of_recblr_nothing_is_claimed(tmp_path, capsys, monkeypatch):

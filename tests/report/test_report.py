@@ -202,11 +202,13 @@ def test_figures_are_drawn_from_sweeps(tmp_path, capsys):
 
 def test_curves_of_ablations_stand_beside_their_own_recipe_and_labels_fit(runs):
     command = "python train.py data=x model.released=true target_mode=prefix max_length=50 lr=0.01"
-    write_run(runs / "long", command=command)
     write_run(runs / "best", recipe="best")
     made = figures.curves(read_results([runs]))
-    for name, shown in (("", 4), ("_ablations", 2)):
-        figure = made[f"curves_amazon-beauty{name}"]
+    write_run(runs / "long", command=command)
+    long = figures.curves(read_results([runs / "long"]))
+    assert figures.curves(read_results([runs])).keys() == made.keys()
+    both, ablated = made["curves_amazon-beauty"], made["curves_amazon-beauty_ablations"]
+    for figure, shown in ((both, 3), (ablated, 2), (long["curves_amazon-beauty"], 1)):
         (legend,), canvas = figure.legends, FigureCanvasAgg(figure)
         canvas.draw()
         assert len(legend.texts) == shown

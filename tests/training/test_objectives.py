@@ -123,7 +123,9 @@ def test_ahead_weight_is_the_weighted_mean_of_the_cross_entropies_of_what_follow
 
 
 def test_ahead_weight_changes_nothing_where_nothing_follows(model):
-    for batch in (batch_of([[1, 2], [3]], [4, 5]), batch_of([[1], [3]], [4, 5])):
+    at_positions = batch_of([[1, 2], [3]], [0, 4, 5])
+    assert not at_positions.one_target_per_sequence
+    for batch in (at_positions, batch_of([[1, 2], [3]], [4, 5]), batch_of([[1], [3]], [4, 5])):
         assert_same(
             CrossEntropy(ahead_weight=1.0)(model, batch), CrossEntropy()(model, batch), model
         )

@@ -86,8 +86,9 @@ class SequenceBatch:
     def targets_ahead(self, rows: Tensor, ahead: int) -> Tensor:
         """(M, ahead) int64 of packed rows (M,): their targets and those of the rows after them.
 
-        0 where the sequence ends; needs a target per position.
+        0 where the sequence ends; the batch must have a target per position.
         """
+        assert len(self.targets) == len(self.items), "one target per sequence: none is after it"
         later = rows[:, None] + torch.arange(ahead, device=rows.device)
         at = later.clamp(max=max(len(self.items) - 1, 0))
         inside = (at == later) & (self.sequence[at] == self.sequence[rows][:, None])

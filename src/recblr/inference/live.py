@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from recblr.models.base import repeat_bias, scorer
+from recblr.models.base import Raised, repeat_bias, scorer
 
 if TYPE_CHECKING:
     from recblr.inference.recommender import Recommender, Top
@@ -142,7 +142,7 @@ class Live:
                 score = scorer(x, rec.matrix, rec.bias, self._raised(slots))
             return rec.top(np.array(names, object), warm, score, seen, k, candidates)
 
-    def _raised(self, slots: list[int]) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _raised(self, slots: list[int]) -> Raised | None:
         """Of a repeat bias, over the whole history: index into `slots`, item, by how much."""
         if (by := repeat_bias(self.model)) is None:
             return None

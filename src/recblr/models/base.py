@@ -18,6 +18,9 @@ from recblr.data.batch import SequenceBatch
 
 PRODUCT_TILE = 64  # a multiple of the column tiles of the matrix products in use
 
+# Rows and items (C,) int64, by row, each pair once, and what is added to their scores ().
+Raised = tuple[Tensor, Tensor, Tensor]
+
 
 @runtime_checkable
 class SequentialModel(Protocol):
@@ -99,12 +102,11 @@ def scorer(
     representation: Tensor,
     matrix: Tensor,
     bias: Tensor | None,
-    raised: tuple[Tensor, Tensor, Tensor] | None = None,
+    raised: Raised | None = None,
 ) -> Callable[[int, int], Tensor]:
     """`score(lo, hi) -> (B, hi - lo)` from representations (B, D') and what a model has of items.
 
     matrix (V+1, D'); zero rows below, PRODUCT_TILE of them at least, save a copy in each call.
-    raised: rows and items (C,) int64, each pair once, and what is added to their scores ().
     """
 
     def score(lo: int, hi: int) -> Tensor:

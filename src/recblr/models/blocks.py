@@ -63,7 +63,8 @@ class RepeatBias(nn.Module):
 
     A softmax over all items has to learn for each item anew that a user does not come back to it
     (or does, as with music): the representation of a history lies close to its own items. This
-    says it once. It is 0 at first, and the log decides its sign. On Beauty it learns -8.
+    says it once. It is 0 at first, and the log decides its sign. On Beauty, where nobody comes back
+    to an item, it learns -8, which all but leaves those of the window out of the list.
 
     weight: the number divided by REPEAT_SCALE, as Adam moves a weight by about lr a step.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence, Set
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from statistics import mean, stdev
 
 from recblr.report.grid import NOT_RUN, Cell, Grid, Mark
@@ -17,6 +17,10 @@ DATASETS = ("ml-1m", "gowalla", "steam", "amazon-beauty", "amazon-sports", "xlon
 PAPERS_ABLATIONS = ("default", "single_layer", "bd_lru_only", "no_conv1d", "no_pffn", "random_init")
 OUR_ABLATIONS = ("no_gate_z", "no_input_gate", "constant_decay")
 CEILING = "ceiling"
+BEST = (
+    "Best bold, second underlined, among what was trained here. The paper's values are single runs "
+    "of its own code. Improv. compares the better recipe of either side in this table."
+)
 # (dataset, overrides, recipe of RecBLR, metric, baseline, its recipe) for each star.
 Stars = Set[tuple[str, ...]]
 
@@ -58,7 +62,8 @@ def table1(results: Sequence[Result], force: bool, stars: Stars) -> list[Grid]:
         add_improvement(grid, trained)
         grid.notes = [
             *notes(plain),
-            *hours(plain),
+            BEST,
+            *hours({f"{model} ({recipe})": runs for (model, recipe), runs in trained.items()}),
             "*: above the best baseline at p < .01 over users (randomisation) and over seeds "
             "(Welch), after Holm over the baselines, with 5 and 3 seeds or more.",
         ]
@@ -106,7 +111,8 @@ def table2(results: Sequence[Result], force: bool = False) -> list[Grid]:
 def table3(results: Sequence[Result], force: bool = False) -> list[Grid]:
     """A grid per data set and recipe: RecBLR whole and with one part left out.
 
-    A recipe of which no part was left out has none, unless no recipe of the data set has.
+    A recipe of which no part was left out has none, unless no recipe of the data set has. The
+    paper's values stand beside its own recipe.
     """
     grids = []
     for dataset, overrides, ours in by_setting(r for r in results if r.model == "recblr"):
@@ -115,11 +121,12 @@ def table3(results: Sequence[Result], force: bool = False) -> list[Grid]:
             runs = [r for r in ours if r.recipe == recipe]
             protocols(runs, force)
             title = f"{titled('Table 3', dataset, overrides)} ({recipe})"
-            grids.append(_ablations(title, dataset, runs, is_the_papers_log(results, dataset)))
+            beside = recipe == "paper" and is_the_papers_log(results, dataset)
+            grids.append(_ablations(title, dataset, runs, beside))
     return grids
 
 
-def _ablations(title: str, dataset: str, ours: Sequence[Result], papers_log: bool) -> Grid:
+def _ablations(title: str, dataset: str, ours: Sequence[Result], papers: bool) -> Grid:
     groups = {
         variant: [r for r in ours if r.variant == variant]
         for variant in (*PAPERS_ABLATIONS, *OUR_ABLATIONS)
@@ -130,9 +137,9 @@ def _ablations(title: str, dataset: str, ours: Sequence[Result], papers_log: boo
     for variant, runs in groups.items():
         shown = [cell(runs, metric, marks[metric].get(variant, "")) for metric in METRICS]
         grid.add(variant, [str(len(runs)), *shown])
-        if papers_log:
+        if papers:
             add_papers(grid, paper_row("table3", dataset, "recblr", variant), runs)
-    grid.notes = [*notes(ours), *hours(ours)]
+    grid.notes = [*notes(ours), BEST, *hours(trained)]
     return grid
 
 
@@ -147,23 +154,23 @@ def settings(results: Sequence[Result]) -> list[Grid]:
         changed = {(r.model, r.recipe) for r in trained if r.overrides}
         shown = [r for r in trained if (r.model, r.recipe) in changed]
         for protocol in sorted({r.protocol for r in shown}):
-            title = f"Settings: {dataset}, split {protocol[0][:6]}"
-            columns = ["seeds", "hr@10", "ndcg@10", "epochs", "minutes"]
-            grid = Grid(title + ", masked" * protocol[-1], columns)
+            ours = [r for r in shown if r.protocol == protocol]
+            masked = ", history not ranked" if ours[0].mask_history else ""
+            title = f"Settings: {dataset}, split {ours[0].split_hash[:6]}{masked}"
+            grid = Grid(title, ["seeds", "hr@10", "ndcg@10", "epochs", "minutes"])
             for floor in sorted(_floors_of(here, [protocol]), key=lambda r: r.model):
                 figures = [cell([floor], metric) for metric in ("hr@10", "ndcg@10")]
                 grid.add(floor.model, ["", *figures, "", ""])
             groups: dict[tuple, list[Result]] = {}
-            for run in shown:
-                if run.protocol == protocol:
-                    key = (MODELS.index(run.model), run.recipe, run.overrides)
-                    groups.setdefault(key, []).append(run)
+            for run in ours:
+                key = (MODELS.index(run.model), run.recipe, run.overrides)
+                groups.setdefault(key, []).append(run)
             for (_, recipe, overrides), runs in sorted(groups.items()):
                 name = f"{runs[0].model} ({recipe}) {overrides}".strip()
-                cost = (mean(r.epochs for r in runs), mean(r.seconds for r in runs) / 60)
                 figures = [cell(runs, metric) for metric in ("hr@10", "ndcg@10")]
-                grid.add(name, [str(len(runs)), *figures, f"{cost[0]:.0f}", f"{cost[1]:.0f}"])
-            grid.notes = notes([r for r in shown if r.protocol == protocol])[:-1]
+                cost = [span([r.epochs for r in runs], 0), span([r.seconds / 60 for r in runs], 0)]
+                grid.add(name, [str(len(runs)), *figures, *cost])
+            grid.notes = [*notes(ours), f"Trained on {machines(ours)}."]
             grids.append(grid)
     return grids
 
@@ -180,7 +187,7 @@ def by_dataset(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
 def by_setting(results: Iterable[Result]) -> list[tuple[str, str, list[Result]]]:
     """By data set: the runs of its recipes as they are; where there is none, by their overrides.
 
-    The second part are these. Beside the runs stand the floors of their protocols.
+    A part is (data set, overrides, runs); the floors of their protocols stand before the runs.
     """
     groups = []
     for dataset, here in by_dataset(results):
@@ -295,12 +302,27 @@ def notes(results: Sequence[Result]) -> list[str]:
         *smoke,
         f"Mean ± standard deviation over seeds; {one.data_split}, all items ranked, history "
         f"{masked}, order {one.order}, max_length {one.max_length}; split {one.split_hash[:12]}.",
-        "Best bold, second underlined, among what was trained here. The paper's values are single "
-        "runs of its own code. Improv. compares the better recipe of either side in this table.",
     ]
 
 
-def hours(results: Sequence[Result]) -> list[str]:
-    """What the cells that nobody ran would cost."""
-    spent = [run.seconds / 3600 for run in results if run.seconds]
-    return [f"Training took {mean(spent):.2f} h a run."] if spent else []
+def hours(groups: Mapping[str, Sequence[Result]]) -> list[str]:
+    """What a run of each row took, as a guide to what the cells that nobody ran would cost."""
+    spent = {
+        name: span([run.seconds / 3600 for run in runs], 2)
+        for name, runs in groups.items()
+        if any(run.seconds for run in runs)
+    }
+    where = machines([run for runs in groups.values() for run in runs])
+    each = ", ".join(f"{name} {text}" for name, text in spent.items())
+    return [f"Hours of training a run: {each}; on {where}."] if spent else []
+
+
+def span(values: Sequence[float], digits: int) -> str:
+    """`3`, or `3 to 5`: machines differ, so that no mean is made of them."""
+    shown = dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return " to ".join(shown)
+
+
+def machines(runs: Iterable[Result]) -> str:
+    """Where some runs were trained."""
+    return "; ".join(sorted({run.device for run in runs if run.epochs}))

@@ -12,8 +12,9 @@ from recblr.report.tables import paper_row
 METRIC = "ndcg@10"
 HEAD = """
 An item is a recipe of RecBLR on a data set: its NDCG@10 on the test part, beside the paper's, what
-was counted without training, and the baselines at every recipe. A `*` is a difference that the
-tests of Table 1 find.
+was counted without training, and the baselines at every recipe; `best` has ideas that are not the
+paper's (README, "Tables, figures, differences"). A `*` is a difference that the tests of Table 1
+find.
 """
 
 
@@ -76,5 +77,5 @@ def _beside_baselines(evidence: Evidence, whole: list[Result], ours: list[Result
     parts = [f"minus the baselines: {', '.join(shown)}"] if shown else []
     if missing := sorted(run - tested):
         names = ", ".join(f"{model} ({recipe})" for model, recipe in missing)
-        parts.append(f"not compared user by user, as their ranks are gone: {names}")
+        parts.append(f"not compared user by user until all their runs are collected: {names}")
     return parts

@@ -33,7 +33,10 @@ class Group:
         ranks = []
         for run in self.runs:
             if run.ranks is None:
-                raise ValueError(f"{run.path}: test_ranks.parquet is missing; train it anew")
+                raise ValueError(
+                    f"{run.path}: test_ranks.parquet is missing; train it with "
+                    "overwrite=true test=true"
+                )
             ranks.append(read_ranks(run.ranks))
         for run, found in zip(self.runs, ranks):
             if found.users != ranks[0].users:

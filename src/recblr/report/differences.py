@@ -58,12 +58,12 @@ class Difference:
         return self.difference > 0 and enough
 
     def is_of(self, results: Sequence[Result]) -> bool:
-        """Whether it is of all runs of its two sides that are among the results."""
-        here = (self.dataset, self.overrides, self.split_hash, "default")
+        """Whether it is of all test runs of its two sides that are among the results."""
+        here = (self.dataset, self.overrides, self.split_hash, "default", "test")
         count = Counter(
             (r.model, r.recipe)
             for r in results
-            if (r.dataset, r.overrides, r.split_hash, r.variant) == here
+            if (r.dataset, r.overrides, r.split_hash, r.variant, r.evaluated_on) == here
         )
         ours, others = count[OURS, self.recipe], count[self.baseline, self.baseline_recipe]
         return (ours, others) == (self.runs, self.baseline_runs)

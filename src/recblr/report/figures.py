@@ -70,7 +70,7 @@ def curves(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
     """
     figures = {}
     for dataset, here in by_dataset(results):
-        runs = [run for run in here if run.curve]
+        runs = _recipes(run for run in here if run.curve)
         protocols(runs, force)
         whole = [run for run in runs if run.variant == "default"]
         if whole:
@@ -103,12 +103,11 @@ def _curves(runs: Sequence[Result], title: str) -> Figure:
 def accuracy_against_time(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
     """Test NDCG@10 against the seconds that training took, a figure per data set.
 
-    A point per run of a recipe as it is.
+    A point per run.
     """
     figures = {}
     for dataset, here in by_dataset(results):
-        plain = [run for run in here if run.epochs and run.variant == "default"]
-        runs = [run for run in plain if not run.overrides] or plain
+        runs = _recipes(run for run in here if run.epochs and run.variant == "default")
         protocols(runs, force)
         if not runs:
             continue
@@ -179,6 +178,12 @@ def _sweep(points: dict[float, list[Result]], title: str, label: str) -> Figure:
     span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
     _finish(axes, f"{title}, RecBLR ({span} epochs)", label, "test metric")
     return figure
+
+
+def _recipes(runs: Iterable[Result]) -> list[Result]:
+    """The runs of recipes as they are; where there is none, all of them."""
+    runs = list(runs)
+    return [run for run in runs if not run.overrides] or runs
 
 
 def _legend_below(figure: Figure) -> None:

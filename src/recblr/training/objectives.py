@@ -14,12 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.base import SequentialModel, item_bias, regulariser, repeat_bias
+from recblr.models.base import Raised, SequentialModel, item_bias, regulariser, repeat_bias
 from recblr.ops.cross_entropy import linear_cross_entropy
 
 AHEAD = 3  # targets of a position at most, with `ahead_weight`
-
-Raised = tuple[Tensor, Tensor, Tensor]
 
 
 class CrossEntropy:
@@ -43,27 +41,23 @@ class CrossEntropy:
 
     def __call__(self, model: SequentialModel, batch: SequenceBatch) -> Tensor:
         representation, targets = at_targets(model, batch)
+        rows, matrix, bias = target_rows(batch), model.item_matrix(), item_bias(model)
         by = repeat_bias(model)
-        raised = None if by is None else (*batch.met(target_rows(batch)), by)
-        loss = linear_cross_entropy(
-            representation, model.item_matrix(), targets, item_bias(model), raised=raised
-        )
+        raised = None if by is None else (*batch.met(rows), by)
+        loss = linear_cross_entropy(representation, matrix, targets, bias, raised=raised)
         if self.ahead_weight and not batch.one_target_per_sequence:
-            loss = loss + self._spread(model, batch, representation, raised)
+            targets = batch.targets_ahead(rows, AHEAD)
+            loss = loss + self._spread(representation, matrix, bias, raised, targets)
         return loss + regulariser(model)
 
     def _spread(
-        self, model: SequentialModel, batch: SequenceBatch, x: Tensor, raised: Raised | None
+        self, x: Tensor, matrix: Tensor, bias: Tensor | None, raised: Raised | None, targets: Tensor
     ) -> Tensor:
-        """What the loss gains where targets (M,) become the weighted targets (M, AHEAD).
+        """What the loss gains where the first of targets (M, AHEAD) become all, weighted.
 
         Every CE of a row has one log-sum-exp: what differs is the scores of the targets.
         """
-        matrix, bias = model.item_matrix(), item_bias(model)
-        targets = batch.targets_ahead(target_rows(batch), AHEAD)  # (M, AHEAD)
-        scores = torch.einsum("md,mkd->mk", x, F.embedding(targets, matrix))
-        if bias is not None:
-            scores = scores + bias[targets]
+        scores = _score(x[:, None], matrix, bias, targets)
         if raised is not None:
             row, item, by = raised
             index = torch.arange(len(targets), device=targets.device)[:, None]
@@ -177,6 +171,6 @@ def pair_scores(model: SequentialModel, batch: SequenceBatch) -> tuple[Tensor, T
 
 
 def _score(representation: Tensor, matrix: Tensor, bias: Tensor | None, items: Tensor) -> Tensor:
-    """(M,): the score of one item for each row of `representation` (M, D')."""
-    score = (representation * F.embedding(items, matrix)).sum(1)
+    """Scores of items (M,) for `representation` (M, D'), or of (M, K) for (M, 1, D')."""
+    score = (representation * F.embedding(items, matrix)).sum(-1)
     return score if bias is None else score + bias[items]

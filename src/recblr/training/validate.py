@@ -171,9 +171,10 @@ def _check_training(cfg: DictConfig, model: torch.nn.Module) -> None:
             f"repeat_bias=true: objective={_name(objective)} does not learn it; "
             "objective=cross_entropy does"
         )
-    if getattr(objective, "ahead_weight", 0) and cfg.target_mode == "prefix":
+    ahead = getattr(objective, "ahead_weight", 0)
+    if ahead and cfg.target_mode == "prefix":
         raise ValueError(
-            f"ahead_weight={cfg.ahead_weight}: with target_mode=prefix a row has one target and "
+            f"ahead_weight={ahead}: with target_mode=prefix a row has one target and "
             "none after it; target_mode=all_positions has them"
         )
     if getattr(objective, "usual", False) and cfg.target_mode != "prefix":
