@@ -159,10 +159,13 @@ def test_a_model_brings_the_objective_and_the_rows_that_it_needs():
         (["model=bert4rec", "objective=cross_entropy"], "BERT4Rec sees later items"),
         (["model=sasrec", "objective=cloze"], "SASRec has no mask token"),
         (["model=sasrec", "objective=bce", "repeat_bias=true"], "BCE does not learn it"),
-        (["model=caser", "repeat_bias=true"], "repeat_bias: Caser does not read it"),
+        (["model=caser", "repeat_bias=true"], "repeat_bias=true: Caser does not read repeat_bias"),
         (["ahead_weight=1.5"], "ahead_weight=1.5: must be in 0..1"),
         (["target_mode=prefix", "ahead_weight=0.2"], "a row has one target and none after it"),
-        (["objective=bce", "ahead_weight=0.2"], "ahead_weight: RecBLR does not read it"),
+        (
+            ["objective=bce", "ahead_weight=0.2"],
+            "does not read ahead_weight, nor does BCE; it would",
+        ),
     ],
 )
 def test_an_objective_that_the_model_cannot_train_with_is_refused_before_the_data(
@@ -422,6 +425,6 @@ def test_patience_and_epochs_reach_lightning():
 def test_every_setting_that_a_floor_does_not_read_is_refused_by_name():
     for override in ("dropout=0.3", "lr=0.1", "scan=cpu", "batch_size=9", "target_mode=prefix"):
         key = override.split("=")[0]
-        with pytest.raises(ValueError, match=f"^{key}: Markov does not read it"):
+        with pytest.raises(ValueError, match=f"^{key}=.*: Markov does not read {key}"):
             composed("model=markov", override)
     composed("model=markov", "seed=3", "test=false", "mask_history=true", "eval_batch_size=9")

@@ -167,13 +167,20 @@ def test_evaluate_of_val_gives_the_metrics_of_the_best_epoch(copied):
     assert again["ndcg@10"] != copied.metrics["ndcg@10"]
 
 
-def test_evaluate_without_the_history_ranks_no_target_lower(copied):
+def test_evaluate_without_the_history_ranks_no_new_target_lower_and_misses_the_others(copied):
     checkpoint = copied.folder / "checkpoints" / "best.ckpt"
     outcome = invoke("evaluate", f"ckpt_path={checkpoint}", "mask_history=true", cwd=copied.cwd)
     assert outcome.code == 0, outcome.err
     masked = json.loads((copied.folder / "evaluate_test_mask_history=true.json").read_text())
-    assert all(masked[metric] >= copied.metrics[metric] for metric in METRICS)
-    assert masked["ndcg@10"] > copied.metrics["ndcg@10"]
+    log = pd.read_csv(copied.cwd / "log.inter", sep="\t", dtype=str)
+    times = log.groupby(["user_id:token", "item_id:token"]).size()
+    ranks = pd.read_parquet(copied.folder / "test_ranks.parquet")
+    new = ranks[[times[key] == 1 for key in zip(ranks.user_id, ranks.item_id)]]
+    assert 0 < len(new) < len(ranks)
+    share = len(new) / len(ranks)
+    least = {metric: share * value for metric, value in expected_metrics(new).items()}
+    assert all(masked[metric] >= least[metric] - 1e-12 for metric in METRICS)
+    assert masked["ndcg@10"] > least["ndcg@10"]
     assert "history not ranked" in outcome.out
 
 

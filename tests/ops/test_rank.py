@@ -3,7 +3,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from recblr.ops.rank import count_ranks
+from recblr.ops.rank import NEVER, count_ranks
 
 
 def brute_force(scores, targets, seen=None, cu_seen=None):
@@ -11,6 +11,10 @@ def brute_force(scores, targets, seen=None, cu_seen=None):
     higher, equal = [], []
     for user, target in enumerate(targets.tolist()):
         hidden = set() if seen is None else set(seen[cu_seen[user] : cu_seen[user + 1]].tolist())
+        if target in hidden:
+            higher.append(NEVER)
+            equal.append(0)
+            continue
         rivals = [k for k in range(1, scores.shape[1]) if k != target and k not in hidden]
         higher.append(sum(bool(scores[user, k] > scores[user, target]) for k in rivals))
         equal.append(sum(bool(scores[user, k] == scores[user, target]) for k in rivals))

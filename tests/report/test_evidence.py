@@ -116,6 +116,9 @@ def test_runs_whose_folders_are_gone_are_compared_with_new_ones(seeds, tmp_path,
     for name in ("significance.csv", "accuracy.csv"):
         assert (apart / name).read_text() == (together / name).read_text()
     assert len(read_rows(apart / "significance.csv")) == len(METRICS)
+    assert run(capsys, "table1", apart) == run(capsys, "table1", together)
+    run(capsys, "page", apart, "--out", tmp_path / "page.md")
+    assert "### Differences of HR@10: amazon-beauty" in (tmp_path / "page.md").read_text()
     file = next((apart / "ranks").rglob("recblr_paper_s0_*.parquet"))
     (ndcg,) = [
         float(r["value"])

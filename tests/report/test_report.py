@@ -207,7 +207,7 @@ def test_curves_of_ablations_stand_beside_their_own_recipe_and_labels_fit(runs):
     write_run(runs / "long", command=command)
     long = figures.curves(read_results([runs / "long"]))
     assert figures.curves(read_results([runs])).keys() == made.keys()
-    both, ablated = made["curves_amazon-beauty"], made["curves_amazon-beauty_ablations"]
+    both, ablated = made["curves_amazon-beauty"], made["curves_amazon-beauty_ablations_paper"]
     for figure, shown in ((both, 3), (ablated, 2), (long["curves_amazon-beauty"], 1)):
         (legend,), canvas = figure.legends, FigureCanvasAgg(figure)
         canvas.draw()
@@ -249,10 +249,12 @@ def test_status_names_what_was_cut_and_why_it_failed(runs, capsys):
     running = write_run(runs / "running", "caser", finished=False)
     with running.lock():
         text = run(capsys, "status", runs)
-    assert re.search(r"gru4rec +1 +cut +3", text)
-    assert re.search(r"narm +1 +failed +3 .*diverged", text)
-    assert re.search(r"caser +1 +running", text)
-    assert "older code" in text
+    assert re.search(r"gru4rec +cut +cut +3", text)
+    assert re.search(r"narm +failed +failed +3 .*diverged", text)
+    assert re.search(r"caser +running +running", text)
+    assert "older code" in text and "masked" not in text
+    write_run(runs / "masked", smoke=True, datamodule={"mask_history": True})
+    assert re.search(r"masked +finished .*smoke, masked", run(capsys, "status", runs))
     assert "6 finished, 1 running, 1 cut, 1 failed" in text
 
 

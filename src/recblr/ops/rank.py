@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+NEVER = 2**31 - 1  # items above a target that no list can hold
 CHUNK_SCORES = 1 << 18  # compared at a time on the CPU: 1 MB of float32 stays in a core's cache
 
 
@@ -21,8 +22,8 @@ def count_ranks(
     score_block(lo, hi) -> (B, hi - lo), float: scores of item ids lo..hi-1. It is called with
     1 <= lo < hi <= n_items + 1, so padding (id 0) is never ranked; its result is not written to.
     targets (B,) int64 in 1..n_items. seen, cu_seen (B+1,) int64: packed ids that are no candidates
-    for their user (repeats allowed), except the target, which always is one.
-    Returns higher, equal: (B,) int64.
+    for their user (repeats allowed).
+    Returns higher, equal: (B,) int64; NEVER and 0 for a target that is no candidate.
 
     The target's score is read from the block that its rivals are in, so equal scores tie
     exactly. Blocks are scored twice, but the last only once, and a first time only if a target
@@ -49,17 +50,25 @@ def count_ranks(
     for lo, hi in reversed(blocks):
         if scores is None:
             scores = score_block(lo, hi)
-        masked = hidden_cells(lo, hi, targets, seen, cu_seen) if seen is not None else None
+        masked = hidden_cells(lo, hi, seen, cu_seen) if seen is not None else None
         add_counts(scores, target_scores, masked, higher, equal)
         scores = None
+    if seen is not None:
+        user = users_of(seen, cu_seen)
+        met = user[seen == targets[user]]
+        higher[met], equal[met] = NEVER, 0
     return higher, equal
 
 
-def hidden_cells(lo, hi, targets, seen, cu_seen) -> tuple[Tensor, Tensor]:
-    """Users and columns of the seen items in lo..hi-1 that are not their user's target."""
-    user = torch.repeat_interleave(cu_seen.diff(), output_size=len(seen))
-    hidden = (seen >= lo) & (seen < hi) & (seen != targets[user])
-    return user[hidden], seen[hidden] - lo
+def hidden_cells(lo, hi, seen, cu_seen) -> tuple[Tensor, Tensor]:
+    """Users and columns of the seen items in lo..hi-1."""
+    hidden = (seen >= lo) & (seen < hi)
+    return users_of(seen, cu_seen)[hidden], seen[hidden] - lo
+
+
+def users_of(seen, cu_seen) -> Tensor:
+    """The user of each seen item."""
+    return torch.repeat_interleave(cu_seen.diff(), output_size=len(seen))
 
 
 def add_counts(scores, target_scores, hidden, higher, equal) -> None:

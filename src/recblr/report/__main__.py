@@ -68,15 +68,16 @@ def _parser() -> argparse.ArgumentParser:
     collect.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
     collect.add_argument("--to", type=Path, default=RESULTS, help=f"({RESULTS})")
     written = command("page", _page, f"write RESULTS.md from the files in {RESULTS}")
+    written.add_argument("results", nargs="?", type=Path, default=RESULTS, help=f"({RESULTS})")
     written.add_argument("--out", type=Path, default=Path("RESULTS.md"), help="(RESULTS.md)")
     texts = {name: text for name, (_, text) in TABLES.items()} | FIGURES
     for name, text in (texts | {"figures": "all of them that have something to show"}).items():
         made = command(name, _table if name in TABLES else _figures, text)
-        made.add_argument(
-            "runs", nargs="*", type=Path, metavar="RUNS", help=f"folders; none: {RESULTS}"
-        )
+        sources = f"run folders, or one that `collect` filled ({RESULTS})"
+        made.add_argument("runs", nargs="*", type=Path, metavar="RUNS", help=sources)
         made.add_argument("--out", type=Path, help="folder of the files")
-        made.add_argument("--force", action="store_true", help="mix splits and protocols")
+        if name in TABLES:
+            made.add_argument("--force", action="store_true", help="mix splits and protocols")
     compare = command("compare", _compare, "two runs, or groups of seeds, user by user")
     compare.add_argument("a", type=Path, metavar="A", help="a run, or a folder of one setting")
     compare.add_argument("b", type=Path, metavar="B")
@@ -116,7 +117,7 @@ def _figures(options: argparse.Namespace) -> None:
         if name == "figure4":
             made |= figures.figure4(evidence.runs)
         else:
-            made |= getattr(figures, name)(evidence.results, options.force)
+            made |= getattr(figures, name)(evidence.results)
     if not made:
         raise ValueError(f"{options.name}: no finished run to draw")
     for file in figures.save(made, options.out or RESULTS / "figures"):
@@ -124,12 +125,13 @@ def _figures(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    table = Table("run", "seed", "state", "epochs", "ndcg@10", "", box=None)
+    table = Table("run", "folder", "state", "epochs", "ndcg@10", "", box=None)
     found = statuses(options.runs)
     for one in found:
         ndcg = "" if one.ndcg is None else f"{one.ndcg:.4f}"
-        remark = one.error or ("older code" if one.older else "")
-        table.add_row(one.name, str(one.seed), one.state, str(one.epochs), ndcg, remark)
+        remarks = ", ".join(filter(None, [one.kind, "older code" if one.older else ""]))
+        remark = one.error or remarks
+        table.add_row(one.name, one.path.name, one.state, str(one.epochs), ndcg, remark)
     console = Console(width=max(Console().width, 110))
     console.print(table)
     counts = {state: sum(one.state == state for one in found) for state in
@@ -138,13 +140,19 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _collect(options: argparse.Namespace) -> None:
-    evidence = Evidence.of(options.runs)
-    for file, count in evidence.write(options.to).items():
+    for file, count in Evidence.of(options.runs).write(options.to).items():
         print(f"{file}: {count}")
+    found = statuses(options.runs)
+    smoke = sum(one.state == "finished" and "smoke" in one.kind for one in found)
+    if unfinished := sum(one.state != "finished" for one in found):
+        print(f"left out: {unfinished} runs that are not finished")
+    if smoke:
+        print(f"accuracy left out: {smoke} smoke runs")
 
 
 def _page(options: argparse.Namespace) -> None:
-    options.out.write_text(page(Evidence.of([]), RESULTS / "figures"), encoding="utf-8")
+    evidence = Evidence.of([options.results])
+    options.out.write_text(page(evidence, options.results / "figures"), encoding="utf-8")
     print(f"written: {options.out}")
 
 

@@ -17,10 +17,8 @@ DATASETS = ("ml-1m", "gowalla", "steam", "amazon-beauty", "amazon-sports", "xlon
 PAPERS_ABLATIONS = ("default", "single_layer", "bd_lru_only", "no_conv1d", "no_pffn", "random_init")
 OUR_ABLATIONS = ("no_gate_z", "no_input_gate", "constant_decay")
 CEILING = "ceiling"
-BEST = (
-    "Best bold, second underlined, among what was trained here. The paper's values are single runs "
-    "of its own code. Improv. compares the better recipe of either side in this table."
-)
+BEST = "Best bold, second underlined, among what was trained here."
+PAPERS = "The paper's values are single runs of its own code."
 # (dataset, overrides, recipe of RecBLR, metric, baseline, its recipe) for each star.
 Stars = Set[tuple[str, ...]]
 
@@ -63,9 +61,11 @@ def table1(results: Sequence[Result], force: bool, stars: Stars) -> list[Grid]:
         grid.notes = [
             *notes(plain),
             BEST,
+            *([PAPERS] if same_log else []),
             *hours({f"{model} ({recipe})": runs for (model, recipe), runs in trained.items()}),
             "*: above the best baseline at p < .01 over users (randomisation) and over seeds "
             "(Welch), after Holm over the baselines, with 5 and 3 seeds or more.",
+            *changed(whole, dataset, overrides),
         ]
         grids.append(grid)
     return grids
@@ -139,7 +139,7 @@ def _ablations(title: str, dataset: str, ours: Sequence[Result], papers: bool) -
         grid.add(variant, [str(len(runs)), *shown])
         if papers:
             add_papers(grid, paper_row("table3", dataset, "recblr", variant), runs)
-    grid.notes = [*notes(ours), BEST, *hours(trained)]
+    grid.notes = [*notes(ours), BEST, *([PAPERS] if papers else []), *hours(trained)]
     return grid
 
 
@@ -288,7 +288,7 @@ def add_improvement(grid: Grid, trained: dict[tuple[str, str], list[Result]]) ->
         for metric in METRICS:
             best, baseline = (max(means[metric][k] for k in keys) for keys in (ours, others))
             gains.append(f"{100 * (best / baseline - 1):+.1f} %")
-        grid.add("Improv. (recblr over the best baseline)", ["", *gains])
+        grid.add("Improv. (best recipe of recblr over that of the baselines)", ["", *gains])
 
 
 def notes(results: Sequence[Result]) -> list[str]:
@@ -315,6 +315,17 @@ def hours(groups: Mapping[str, Sequence[Result]]) -> list[str]:
     where = machines([run for runs in groups.values() for run in runs])
     each = ", ".join(f"{name} {text}" for name, text in spent.items())
     return [f"Hours of training a run: {each}; on {where}."] if spent else []
+
+
+def changed(results: Iterable[Result], dataset: str, overrides: str) -> list[str]:
+    """How many runs of a data set another table has."""
+    count = sum(
+        (r.dataset, r.evaluated_on) == (dataset, "test")
+        and r.model in MODELS
+        and r.overrides != overrides
+        for r in results
+    )
+    return [f"{count} runs with changed settings: `report settings`."] if count else []
 
 
 def span(values: Sequence[float], digits: int) -> str:

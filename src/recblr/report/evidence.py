@@ -49,19 +49,20 @@ class Evidence:
 
     @classmethod
     def of(cls, runs: Sequence[Path]) -> Evidence:
-        """What the folders hold, or with none of them the files in `results/`.
+        """What run folders hold, or the files of one that `write` filled: `results/`, if none.
 
         Raises FileNotFoundError for a folder that is not there, ValueError without both.
         """
-        if runs:
+        folder = runs[0] if len(runs) == 1 else RESULTS
+        if runs and not (folder / ACCURACY).is_file():
             return cls(read_results(runs), read_timed(runs))
-        if not (RESULTS / ACCURACY).is_file():
-            raise ValueError(f"{RESULTS / ACCURACY} is not here: name a folder of runs, e.g. runs")
-        results = read_csv(RESULTS / ACCURACY)
-        if (RESULTS / CURVES).exists():
-            results = with_curves(results, RESULTS / CURVES)
-        timed = read_timed_csv(RESULTS / SPEED) if (RESULTS / SPEED).exists() else []
-        return cls(results, timed, RESULTS)
+        if not (folder / ACCURACY).is_file():
+            raise ValueError(f"{folder / ACCURACY} is not here: name a folder of runs, e.g. runs")
+        results = read_csv(folder / ACCURACY)
+        if (folder / CURVES).exists():
+            results = with_curves(results, folder / CURVES)
+        timed = read_timed_csv(folder / SPEED) if (folder / SPEED).exists() else []
+        return cls(results, timed, folder)
 
     @cached_property
     def raw_differences(self) -> list[Difference]:

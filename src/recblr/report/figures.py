@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 from textwrap import wrap
+from typing import Literal
 
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from recblr.report.accuracy import by_dataset, protocols
-from recblr.report.results import Result
+from recblr.report.accuracy import MODELS, by_dataset
+from recblr.report.results import FLOORS, Result
 from recblr.report.timed import LONG, UNITS, Timed, extrapolated, fastest
 
 COLUMN = 3.35  # inches: a column of a two-column page
@@ -20,19 +21,20 @@ TITLE = 44  # characters of a line that fit above its axes
 SHOWN = ("hr@10", "ndcg@10")
 STYLE = {"hr@10": ("HR@10", "#0072B2", "o"), "ndcg@10": ("NDCG@10", "#D55E00", "s")}
 LINES, MARKERS = ("-", "--", ":"), "os^Dv"
+FILLS: tuple[Literal["full", "none", "left"], ...] = ("full", "none", "left")
 LEGEND_ROW = 0.12  # inches
 HALF_A_LEGEND = 34  # letters of a label that stands beside another
 DPI = 200
 
 
-def figure5(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
+def figure5(results: Sequence[Result]) -> dict[str, Figure]:
     """Metrics against the expansion factor, a figure per data set (the paper's Figure 5)."""
-    return _sweeps(results, "model.expansion", "expansion factor", force)
+    return _sweeps(results, "model.expansion", "expansion factor")
 
 
-def figure6(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
+def figure6(results: Sequence[Result]) -> dict[str, Figure]:
     """Metrics against the dropout rate, a figure per data set (the paper's Figure 6)."""
-    return _sweeps(results, "dropout", "dropout rate", force)
+    return _sweeps(results, "dropout", "dropout rate")
 
 
 def figure4(runs: Sequence[Timed]) -> dict[str, Figure]:
@@ -63,70 +65,68 @@ def figure4(runs: Sequence[Timed]) -> dict[str, Figure]:
     return figures
 
 
-def curves(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
+def curves(results: Sequence[Result]) -> dict[str, Figure]:
     """Validation NDCG@10 by epoch, a line per run: for each data set its models, and the ablations.
 
-    The latter beside the whole RecBLR. The seeds of a setting have one color.
+    The latter beside the whole RecBLR. A model has one color, a recipe one dash.
     """
     figures = {}
-    for dataset, here in by_dataset(results):
-        runs = _recipes(run for run in here if run.curve)
-        protocols(runs, force)
+    for log, runs in _recipes(run for run in results if run.curve):
         whole = [run for run in runs if run.variant == "default"]
         if whole:
-            figures[f"curves_{dataset}"] = _curves(whole, dataset)
-        if len(whole) < len(runs):
-            ablated = {(r.recipe, r.overrides) for r in runs if r.variant != "default"}
-            recblr = [run for run in runs if run.model == "recblr"]
-            ours = [run for run in recblr if (run.recipe, run.overrides) in ablated]
-            figures[f"curves_{dataset}_ablations"] = _curves(ours, dataset)
+            figures[f"curves_{log}"] = _curves(whole, log)
+        ablated = {(r.recipe, r.overrides) for r in runs if r.variant != "default"}
+        recblr = [run for run in runs if run.model == "recblr"]
+        for recipe, overrides in sorted(ablated):
+            ours = [run for run in recblr if (run.recipe, run.overrides) == (recipe, overrides)]
+            name = "_".join([f"curves_{log}_ablations", recipe, *overrides.split()])
+            figures[name] = _curves(ours, f"{log}, ablations at recipe {recipe}")
     return figures
 
 
 def _curves(runs: Sequence[Result], title: str) -> Figure:
     figure = Figure((COLUMN, 0.8 * COLUMN), layout="constrained", dpi=DPI)
     axes = figure.subplots()
-    labels = list(dict.fromkeys(map(_label, runs)))
-    colors = rcParams["axes.prop_cycle"].by_key()["color"]
-    for run in runs:
-        number = labels.index(_label(run))
-        style = {"color": colors[number % len(colors)], "linewidth": 1}
-        style["linestyle"] = LINES[number // len(colors) % len(LINES)]
+    for run in sorted(runs, key=_place):
         values = [value for value, _ in run.curve]
-        axes.plot(range(1, len(values) + 1), values, label=labels[number], **style)
+        best = max(values)
+        color, dash = _color(run, runs), LINES[_dash(run, runs) % len(LINES)]
+        epochs = range(1, len(values) + 1)
+        axes.plot(epochs, values, dash, color=color, label=_label(run), linewidth=0.8)
+        axes.plot(values.index(best) + 1, best, "o", color=color, markersize=2.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(axes, title, "epoch", "validation NDCG@10", legend=False)
+    _finish(axes, f"{title} (dots: the best epoch)", "epoch", "validation NDCG@10", legend=False)
     _legend_below(figure)
     return figure
 
 
-def accuracy_against_time(results: Sequence[Result], force: bool = False) -> dict[str, Figure]:
+def accuracy_against_time(results: Sequence[Result]) -> dict[str, Figure]:
     """Test NDCG@10 against the seconds that training took, a figure per data set.
 
-    A point per run.
+    A point per run: its color is the model, its shape the machine, its filling the recipe.
     """
     figures = {}
-    for dataset, here in by_dataset(results):
-        runs = _recipes(run for run in here if run.epochs and run.variant == "default")
-        protocols(runs, force)
-        if not runs:
-            continue
+    trained = (run for run in results if run.epochs and run.variant == "default")
+    for log, runs in _recipes(trained):
         figure = Figure((COLUMN, 0.8 * COLUMN), layout="constrained", dpi=DPI)
         axes = figure.subplots()
-        for number, label in enumerate(sorted(set(map(_label, runs)))):
-            ours = [run for run in runs if _label(run) == label]
-            x = [run.seconds for run in ours]
-            y = [run.metrics["ndcg@10"] for run in ours]
-            axes.plot(x, y, MARKERS[number % len(MARKERS)], markersize=4, label=label)
+        devices = sorted({run.device for run in runs})
+        for run in sorted(runs, key=_place):
+            shape = MARKERS[devices.index(run.device) % len(MARKERS)]
+            points = axes.plot(run.seconds, run.metrics["ndcg@10"], shape, label=_label(run))[0]
+            points.set(color=_color(run, runs), markersize=4)
+            points.set_fillstyle(FILLS[_dash(run, runs) % len(FILLS)])
+        if len(devices) > 1:
+            for device, shape in zip(devices, MARKERS):
+                axes.plot([], [], shape, color="black", markersize=4, label=device)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        devices = sorted({run.device for run in runs})
-        where = devices[0] if len(devices) == 1 else f"{len(devices)} machines"
-        _finish(axes, f"{dataset}\n{where}", "seconds of training", "test NDCG@10", False)
+        where = devices[0] if len(devices) == 1 else "by machine (shape)"
+        _finish(axes, f"{log}\n{where}", "seconds of training", "test NDCG@10", False)
         _legend_below(figure)
-        figures[f"time_{dataset}"] = figure
+        figures[f"time_{log}"] = figure
     return figures
 
 
@@ -140,13 +140,13 @@ def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
     return files
 
 
-def _sweeps(results: Iterable[Result], key: str, label: str, force: bool) -> dict[str, Figure]:
+def _sweeps(results: Iterable[Result], key: str, label: str) -> dict[str, Figure]:
     """Means over seeds of RecBLR's runs that set `key`, a figure for each of their other settings.
 
     Those without others come alone, where there are any.
     """
     figures = {}
-    for dataset, here in by_dataset(results):
+    for log, here in _by_protocol(results):
         sweeps: dict[str, dict[float, list[Result]]] = {}
         for run in here:
             settings = dict(word.split("=", 1) for word in run.overrides.split())
@@ -155,11 +155,9 @@ def _sweeps(results: Iterable[Result], key: str, label: str, force: bool) -> dic
                 others = " ".join(f"{k}={v}" for k, v in settings.items())
                 sweeps.setdefault(others, {}).setdefault(value, []).append(run)
         for others in [""] if "" in sweeps else sorted(sweeps):
-            points = sweeps[others]
-            protocols([run for runs in points.values() for run in runs], force)
             number = "5" if key == "model.expansion" else "6"
-            name = "_".join([f"figure{number}_{dataset}", *others.split()])
-            figures[name] = _sweep(points, f"{dataset} {others}".strip(), label)
+            name = "_".join([f"figure{number}_{log}", *others.split()])
+            figures[name] = _sweep(sweeps[others], f"{log} {others}".strip(), label)
     return figures
 
 
@@ -180,10 +178,50 @@ def _sweep(points: dict[float, list[Result]], title: str, label: str) -> Figure:
     return figure
 
 
-def _recipes(runs: Iterable[Result]) -> list[Result]:
-    """The runs of recipes as they are; where there is none, all of them."""
-    runs = list(runs)
-    return [run for run in runs if not run.overrides] or runs
+def _recipes(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
+    """By log and protocol: the runs of recipes as they are; where there is none, all of them."""
+    return [
+        (log, [run for run in runs if not run.overrides] or runs)
+        for log, runs in _by_protocol(results)
+    ]
+
+
+def _by_protocol(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
+    """Test results of each log, the most of one protocol first; others have it in their name."""
+    found = []
+    for dataset, runs in by_dataset(results):
+        alike: dict[tuple, list[Result]] = {}
+        for run in runs:
+            if run.model not in FLOORS:
+                alike.setdefault(run.protocol, []).append(run)
+        for number, ours in enumerate(sorted(alike.values(), key=len, reverse=True)):
+            masked = "_masked" if ours[0].mask_history else ""
+            found.append(
+                (f"{dataset}_{ours[0].split_hash[:6]}{masked}" if number else dataset, ours)
+            )
+    return found
+
+
+def _place(run: Result) -> tuple:
+    """An order of lines and of a legend: the paper's order of models, then recipes and seeds."""
+    model = MODELS.index(run.model) if run.model in MODELS else len(MODELS)
+    return (model, run.model, run.variant != "default", run.variant, *run.setting, run.seed)
+
+
+def _color(run: Result, among: Iterable[Result]) -> str:
+    """That of the model, the same in every figure; where one stands alone, of its variant."""
+    colors = rcParams["axes.prop_cycle"].by_key()["color"]
+    variants = sorted({one.variant for one in among}, key=lambda name: (name != "default", name))
+    if len(variants) > 1:
+        return colors[variants.index(run.variant) % len(colors)]
+    names = [*MODELS, *sorted({one.model for one in among} - set(MODELS))]
+    return colors[names.index(run.model) % len(colors)]
+
+
+def _dash(run: Result, among: Iterable[Result]) -> int:
+    """Which of the recipes and overrides in a figure a run is of."""
+    kinds = sorted({(one.recipe, one.overrides) for one in among})
+    return kinds.index((run.recipe, run.overrides))
 
 
 def _legend_below(figure: Figure) -> None:

@@ -19,6 +19,16 @@ SPEEDS = (
     ("inference", "events/s", "Events per second that live states take, many users at once"),
     ("recommend", "cpu_s", "CPU seconds of the top 10 of every user"),
 )
+METRICS = ("ndcg@10", "hr@10")
+CAPTIONS = {
+    "figure4": "Cost of an epoch against the longest history",
+    "figure5": "Metrics against the expansion factor",
+    "figure6": "Metrics against the dropout rate",
+    "curves": "Validation NDCG@10 by epoch",
+    "time": "Test NDCG@10 against seconds of training",
+    "bd_lru_length": "Forward and backward of the BD-LRU against the length of sequences",
+    "inference_length": "Scoring a user against the length of the history",
+}
 NOTES = "notes.md"  # what no table can say: what was tried, and what the evidence points to
 HEAD = """# Results
 
@@ -29,6 +39,10 @@ and `speed.csv` a figure is a row with machine, versions, commit and command bes
 Protocol: leave-one-out, every item ranked, history included, HR, NDCG and MRR exact under ties; a
 split's hash stands under its table. The paper's values are single runs of its own code on its own
 copy of the logs. A cell that nobody ran says so.
+
+A name in brackets is a recipe: `paper`, the paper's settings of the data set; `ours`, ours for one
+that the paper has not; `usual`, the usual library's or the authors' settings of a baseline; `best`,
+what scored best here on validation, with ideas of ours (README).
 """
 LIMITS = """## Limits
 
@@ -61,21 +75,29 @@ def page(evidence: Evidence, figures: Path) -> str:
         *map(markdown, timed.table5(evidence.runs)),
         *map(markdown, _speeds(rows)),
         "## Figures\n",
-        *(f"![{file.stem}]({file})\n" for file in sorted(figures.glob("*.png"))),
+        *(_picture(file) for file in sorted(figures.glob("*.png"))),
         LIMITS + ("" if gpu else "- Nothing was measured on a GPU.\n"),
     ]
     return "\n".join(parts)
 
 
+def _picture(file: Path) -> str:
+    kind, _, log = file.stem.partition("_")
+    caption = CAPTIONS.get(kind) or CAPTIONS.get(file.stem, file.stem)
+    text = f"{caption}: {log.replace('_', ', ')}" if kind in CAPTIONS else caption
+    return f"![{text}]({file})\n\n{text}.\n"
+
+
 def _differences(evidence: Evidence) -> list[Grid]:
-    """NDCG@10 of RecBLR minus each baseline's, a grid per data set."""
-    shown = [one for one in evidence.differences if one.metric == "ndcg@10"]
+    """NDCG@10 and HR@10 of RecBLR minus each baseline's, a grid per data set and metric."""
     grids = []
-    for dataset, overrides in sorted({(one.dataset, one.overrides) for one in shown}):
-        columns = ["seeds", "difference", "95 % interval", "p users", "p seeds", ""]
-        grid = Grid(accuracy.titled("Differences of NDCG@10", dataset, overrides), columns)
-        for one in shown:
-            if (one.dataset, one.overrides) != (dataset, overrides):
+    tables = {(one.dataset, one.overrides) for one in evidence.differences}
+    for dataset, overrides, metric in sorted((*table, m) for table in tables for m in METRICS):
+        columns = ["seeds", "difference", "95 % interval", "p users", "p seeds", "star"]
+        title = f"Differences of {metric.upper()}"
+        grid = Grid(accuracy.titled(title, dataset, overrides), columns)
+        for one in evidence.differences:
+            if (one.dataset, one.overrides, one.metric) != (dataset, overrides, metric):
                 continue
             p_seeds = "" if one.p_seeds != one.p_seeds else f"{one.p_seeds:.2g}"
             grid.add(
@@ -89,7 +111,10 @@ def _differences(evidence: Evidence) -> list[Grid]:
                     "*" * one.star,
                 ],
             )
-        grid.notes = ["p after Holm over the baselines of one data set."]
+        grid.notes = [
+            "p after Holm over the baselines of one data set. *: recblr is above, and both p are "
+            "below .01; a negative difference has none, however small its p."
+        ]
         grids.append(grid)
     return grids
 

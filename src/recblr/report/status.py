@@ -7,22 +7,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recblr.report.results import run_folders
-from recblr.report.tables import run_metrics
+from recblr.report.tables import evaluated_on, run_metrics
 from recblr.run_folder import RunFolder, commit, variant_name
 
 
 class Status(NamedTuple):
     """state: finished, running, cut, failed, or pruned: a search gave it up.
 
-    older: written by other code than this checkout. error: what ended a run that failed.
+    kind: what sets its NDCG@10 apart: smoke, val, masked. older: written by other code than this
+    checkout. error: what ended a run that failed.
     """
 
     path: Path
     name: str
-    seed: int
     state: str
     epochs: int
     ndcg: float | None
+    kind: str
     older: bool
     error: str
 
@@ -44,14 +45,19 @@ def _status(run: RunFolder, here: str | None) -> Status:
         state = "running"
     elif error:
         state = "pruned" if error.startswith("TrialPruned: ") else "failed"
+    kinds = {
+        "smoke": config["smoke"],
+        "val": state == "finished" and evaluated_on(run) == "val",
+        "masked": config["datamodule"]["mask_history"],
+    }
     last = [about, *about.get("resumed", [])][-1]
     return Status(
         run.path,
         f"{config['data']['name']}/{variant_name(config)}",
-        config["seed"],
         state,
         len(run.read_epochs()),
         run_metrics(run)["ndcg@10"] if state == "finished" else None,
+        ", ".join(name for name, holds in kinds.items() if holds),
         last["commit"] != here,
         error if state == "failed" else "",
     )

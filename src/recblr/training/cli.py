@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 # a quiet one; sleeping at once (OMP_WAIT_POLICY=PASSIVE) costs 10 %. Read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+CONF = Path(__file__).parents[3] / "conf"
 GLIBC = {-4: 0, -1: 2**31 - 1, -2: 2**28}  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 log = logging.getLogger("recblr")
@@ -82,6 +83,8 @@ class Sweep(Callback):
         runs, problems = self.runs if ours else [config.paths.runs], []
         if self.report and runs:
             command = [sys.executable, "-m", "recblr.report", self.report, *runs]
+            if self.report.startswith("figure"):
+                command += ["--out", str(Path(config.paths.runs, "figures"))]
             done = subprocess.run(command, capture_output=True, text=True)
             print(done.stdout, end="")
             problems += [done.stderr.strip()] * bool(done.returncode)
@@ -149,8 +152,9 @@ def _message(error: Exception) -> str:
         return f"hydra/launcher: {plug_in[1]} is not installed: pip install -e .[slurm]"
     if unknown := re.search(r"Could not find '(.+)' Available options in '(.+?)': (.*)", text):
         path, group, valid = unknown.groups()
-        name = path.removeprefix(f"{group}/")
-        return f"{group}={name}: no such {group}; valid: {valid.strip().replace(' ', ', ')}"
+        name, folder = path.removeprefix(f"{group}/"), CONF / group
+        nested = sorted(str(file.relative_to(folder))[:-5] for file in folder.glob("*/**/*.yaml"))
+        return f"{group}={name}: no such {group}; valid: {', '.join([*valid.split(), *nested])}"
     if "hydra.cc" in text:  # Hydra's grammar
         return f"{text.split(' See https')[0]}; quote such a value twice: 'key=\"value\"'"
     return text

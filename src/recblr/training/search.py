@@ -110,6 +110,9 @@ def search(cfg: DictConfig, overrides: list[str], train: Callable[..., Path]) ->
     name = f"{cfg.data.name}/{variant_name(cfg)}"
     recipe = _folder(cfg) / f"{name}.yaml"
     recipe.parent.mkdir(parents=True, exist_ok=True)
+    if recipe.exists():
+        earlier = recipe.read_text(encoding="utf-8").splitlines()[1].removeprefix("# ")
+        log.warning("%s is replaced; it had %s", recipe, earlier)
     recipe.write_text(_recipe(cfg, study, split_hash, overrides), encoding="utf-8")
     log.info("written: %s, used by recipe=tuned/%s", recipe, name)
     return recipe

@@ -295,9 +295,12 @@ def _check_overrides_are_read(cfg: DictConfig, overrides: list[str], multirun: b
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         if key in cfg and not OmegaConf.is_dict(cfg[key]) and key not in read:
+            model, objective = (
+                cfg[name]._target_.split(".")[-1] for name in ("model", "objective")
+            )
             message = (
-                f"{key}: {cfg.model._target_.split('.')[-1]} does not read it; "
-                "it would change nothing"
+                f"{override}: {model} does not read {key}, nor does {objective}; it would change "
+                "nothing, leave it out"
             )
             if not multirun:
                 raise ValueError(message)
