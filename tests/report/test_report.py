@@ -141,6 +141,7 @@ def test_results_come_back_from_the_csv_and_give_the_same_table(runs, tmp_path, 
          "dropout=0.1 model.expansion=2"),
         ("python train.py paths.runs=r logger=csv data.path=f recipe=usual/x", ""),
         ("python train.py recipe=best/x/recblr dropout=0.1", "dropout=0.1"),
+        ("python train.py lr=0.1 trainer.enable_progress_bar=false", "lr=0.1"),
         ("python train.py data.order=shuffled", "data.order=shuffled"),
     ],
 )  # fmt: skip

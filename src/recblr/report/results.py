@@ -21,6 +21,7 @@ from recblr.run_folder import METRICS, RunFolder, model_name
 # Overrides that are columns of their own, or that cannot change a result.
 _ELSEWHERE = ("data", "model", "ablation", "seed", "logger", "experiment", "trainer")
 _ELSEWHERE += ("data.path", "data.urls", "data.sha256", "test", "overwrite", "resume")
+_ELSEWHERE += ("trainer.enable_progress_bar",)
 
 _TOLD_BY_RECIPE = ("recipe=usual/", "recipe=tuned/", "recipe=best/")  # which is a column
 
