@@ -119,6 +119,8 @@ def test_runs_whose_folders_are_gone_are_compared_with_new_ones(seeds, tmp_path,
     assert run(capsys, "table1", apart) == run(capsys, "table1", together)
     run(capsys, "page", apart, "--out", tmp_path / "page.md")
     assert "### Differences of HR@10: amazon-beauty" in (tmp_path / "page.md").read_text()
+    with pytest.raises(SystemExit, match=r"apart/ranks: no accuracy\.csv; `collect RUNS --to`"):
+        main(["page", str(apart / "ranks"), "--out", str(tmp_path / "page.md")])
     file = next((apart / "ranks").rglob("recblr_paper_s0_*.parquet"))
     (ndcg,) = [
         float(r["value"])

@@ -152,6 +152,8 @@ def _collect(options: argparse.Namespace) -> None:
 
 def _page(options: argparse.Namespace) -> None:
     evidence = Evidence.of([options.results])
+    if evidence.folder is None:
+        raise ValueError(f"{options.results}: no accuracy.csv; `collect RUNS --to` writes it")
     options.out.write_text(page(evidence, options.results / "figures"), encoding="utf-8")
     print(f"written: {options.out}")
 
