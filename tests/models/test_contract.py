@@ -145,8 +145,8 @@ def test_all_positions_and_prefix_rows_have_one_loss_and_one_gradient(name, chan
 
 @pytest.mark.parametrize("name", REPEATS)
 def test_a_repeat_bias_moves_the_scores_of_the_items_met_and_no_others(name):
-    plain, raised = tiny(name), tiny(name, repeat_bias=True)
-    weights = raised.state_dict()
+    plain, shifted = tiny(name), tiny(name, repeat_bias=True)
+    weights = shifted.state_dict()
     bias = REPEAT_SCALE * weights.pop("repeat_bias.weight")
     plain.load_state_dict(weights)
     batch = batch_of([[3, 7, 3, 1], [9]])
@@ -154,7 +154,7 @@ def test_a_repeat_bias_moves_the_scores_of_the_items_met_and_no_others(name):
     expected[0, [1, 5]] += bias  # items 3 and 7; 1 is in another block
     expected[1, 7] += bias
     assert bias.abs() > 0.1
-    torch.testing.assert_close(block_scorer(raised, batch)(2, V + 1), expected, **CLOSE)
+    torch.testing.assert_close(block_scorer(shifted, batch)(2, V + 1), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -12,8 +12,8 @@ NAMES = ("x", "weight", "bias", "by")
 ROWS, BY = torch.tensor([1, 2]), torch.tensor(-1.0, dtype=torch.float64)
 
 
-def make(n, v, d=8, scale=1.0, bias=True, seed=0, raised=False):
-    """Inputs of the loss; of `raised` its parts: `cells` and `by`."""
+def make(n, v, d=8, scale=1.0, bias=True, seed=0, shifted=False):
+    """Inputs of the loss; of `shifted` its parts: `cells` and `by`."""
     random = torch.Generator().manual_seed(seed)
     inputs = {
         "x": scale * torch.randn(n, d, generator=random, dtype=torch.float64),
@@ -21,7 +21,7 @@ def make(n, v, d=8, scale=1.0, bias=True, seed=0, raised=False):
         "targets": torch.randint(v, (n,), generator=random),
         "bias": torch.randn(v, generator=random, dtype=torch.float64) if bias else None,
     }
-    if raised:
+    if shifted:
         inputs["cells"] = torch.rand(n, v, generator=random).lt(0.3).nonzero(as_tuple=True)
         inputs["by"] = torch.tensor(-2.5, dtype=torch.float64)
     return inputs
@@ -30,7 +30,7 @@ def make(n, v, d=8, scale=1.0, bias=True, seed=0, raised=False):
 def arguments(inputs):
     inputs = dict(inputs)
     if "by" in inputs:
-        inputs["raised"] = (*inputs.pop("cells"), inputs.pop("by"))
+        inputs["shifted"] = (*inputs.pop("cells"), inputs.pop("by"))
     return inputs
 
 
@@ -50,15 +50,15 @@ def evaluate(inputs, dtype, function=linear_cross_entropy, incoming=1.0, **kwarg
     bias=st.booleans(),
     chunk_rows=st.sampled_from((7, 64, 256)),
     seed=st.integers(0, 99),
-    raised=st.booleans(),
+    shifted=st.booleans(),
 )
 @example(65, 300, 1e4, True, 64, 1, False)
 @example(200, 300, 1.0, True, 64, 2, True)
-def test_chunks_equal_the_plain_loss_in_float64(n, v, scale, bias, chunk_rows, seed, raised):
+def test_chunks_equal_the_plain_loss_in_float64(n, v, scale, bias, chunk_rows, seed, shifted):
     """Scale 1e4 gives logits of 1e5, far outside exp's range, whose rounding outweighs a raise."""
-    raised = raised and scale < 1e4
-    case = f"{n=} {v=} {scale=} {bias=} {chunk_rows=} {seed=} {raised=}"
-    inputs = make(n, v, scale=scale, bias=bias, seed=seed, raised=raised)
+    shifted = shifted and scale < 1e4
+    case = f"{n=} {v=} {scale=} {bias=} {chunk_rows=} {seed=} {shifted=}"
+    inputs = make(n, v, scale=scale, bias=bias, seed=seed, shifted=shifted)
     exact = evaluate(inputs, torch.float64, plain_cross_entropy, incoming=3.0)
     plain = evaluate(inputs, torch.float32, plain_cross_entropy, incoming=3.0)
     for dtype in (torch.float32, torch.float64):
@@ -67,7 +67,7 @@ def test_chunks_equal_the_plain_loss_in_float64(n, v, scale, bias, chunk_rows, s
 
 
 def test_float64_gradients_equal_finite_differences():
-    inputs = make(5, 7, raised=True)
+    inputs = make(5, 7, shifted=True)
     leaves = [inputs[k].requires_grad_() for k in NAMES]
 
     def loss(*leaf):
@@ -83,10 +83,10 @@ def test_nan_and_infinity_are_not_hidden():
         assert not linear_cross_entropy(**inputs).isfinite()
 
 
-@pytest.mark.parametrize("raised", [False, True])
-def test_a_batch_without_rows_gives_zero_and_zero_gradients(raised):
-    got = evaluate(make(0, 7, raised=raised), torch.float32)
-    assert ("dby" in got) is raised
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_batch_without_rows_gives_zero_and_zero_gradients(shifted):
+    got = evaluate(make(0, 7, shifted=shifted), torch.float32)
+    assert ("dby" in got) is shifted
     assert got.pop("loss") == 0
     for gradient in got.values():
         assert gradient.count_nonzero() == 0
@@ -150,9 +150,9 @@ def test_bfloat16_loses_no_more_than_its_inputs_rounding(n, v, dtype=torch.bfloa
         assert relative_error(got[name], exact[name]) < 4 * torch.finfo(dtype).eps, name
 
 
-@pytest.mark.parametrize("raised", [False, True])
-def test_autocast_runs_the_products_in_its_dtype(raised):
-    inputs = make(300, 200, raised=raised)
+@pytest.mark.parametrize("shifted", [False, True])
+def test_autocast_runs_the_products_in_its_dtype(shifted):
+    inputs = make(300, 200, shifted=shifted)
     exact = evaluate(inputs, torch.float64, plain_cross_entropy)
     with torch.autocast("cpu", torch.bfloat16):
         got = evaluate(inputs, torch.float32, chunk_rows=64)
@@ -186,18 +186,22 @@ def test_slices_of_larger_buffers_are_read_and_left_alone():
         ("x", torch.zeros(5), r"x has shape \(5,\), weight \(7, 8\), expected \(N, D\)"),
         ("x", torch.zeros(5, 8).half(), "x is torch.float16, expected torch.float64, float32 or b"),
         ("x", torch.zeros(5, 8).int(), "x is torch.int32, expected torch.float64, float32 or b"),
-        ("raised", (ROWS, ROWS[:1], BY), r"raised\[1\] has shape \(1,\), expected \(2,\)"),
-        ("raised", (ROWS, ROWS, BY[None]), r"raised\[2\] has shape \(1,\), expected \(\)"),
-        ("raised", (ROWS, ROWS.float(), BY), r"raised\[1\] is torch.float32, expected torch.int64"),
-        ("raised", (ROWS.flip(0), ROWS, BY), r"raised\[0\] falls"),
-        ("raised", (ROWS - 2, ROWS, BY), r"raised\[0\] has rows -1\.\."),
-        ("raised", (ROWS + 100, ROWS, BY), r"raised\[0\] has rows 101\.\."),
+        ("shifted", (ROWS, ROWS[:1], BY), r"shifted\[1\] has shape \(1,\), expected \(2,\)"),
+        ("shifted", (ROWS, ROWS, BY[None]), r"shifted\[2\] has shape \(1,\), expected \(\)"),
         (
-            "raised",
-            (ROWS, ROWS, BY.float()),
-            r"raised\[2\] is torch.float32, expected",
+            "shifted",
+            (ROWS, ROWS.float(), BY),
+            r"shifted\[1\] is torch.float32, expected torch.int64",
         ),
-        ("raised", (ROWS, ROWS, BY.to("meta")), r"raised\[2\] is on meta, x on cpu"),
+        ("shifted", (ROWS.flip(0), ROWS, BY), r"shifted\[0\] falls"),
+        ("shifted", (ROWS - 2, ROWS, BY), r"shifted\[0\] has rows -1\.\."),
+        ("shifted", (ROWS + 100, ROWS, BY), r"shifted\[0\] has rows 101\.\."),
+        (
+            "shifted",
+            (ROWS, ROWS, BY.float()),
+            r"shifted\[2\] is torch.float32, expected",
+        ),
+        ("shifted", (ROWS, ROWS, BY.to("meta")), r"shifted\[2\] is on meta, x on cpu"),
     ],
 )
 def test_a_wrong_argument_is_named(name, wrong, message):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from recblr.models.base import Raised, repeat_bias, scorer
+from recblr.models.base import Shifted, repeat_bias, scorer
 
 if TYPE_CHECKING:
     from recblr.inference.recommender import Recommender, Top
@@ -139,10 +139,10 @@ class Live:
             if slots:
                 where = torch.from_numpy(np.array(slots)).to(rec.device)
                 x = self.representations.index_select(0, where)
-                score = scorer(x, rec.matrix, rec.bias, self._raised(slots))
+                score = scorer(x, rec.matrix, rec.bias, self._shifted(slots))
             return rec.top(np.array(names, object), warm, score, seen, k, candidates)
 
-    def _raised(self, slots: list[int]) -> Raised | None:
+    def _shifted(self, slots: list[int]) -> Shifted | None:
         """Of a repeat bias, over the whole history: index into `slots`, item, by how much."""
         if (by := repeat_bias(self.model)) is None:
             return None

@@ -19,7 +19,7 @@ from recblr.data.batch import SequenceBatch
 PRODUCT_TILE = 64  # a multiple of the column tiles of the matrix products in use
 
 # Rows and items (C,) int64, by row, each pair once, and what is added to their scores ().
-Raised = tuple[Tensor, Tensor, Tensor]
+Shifted = tuple[Tensor, Tensor, Tensor]
 
 
 @runtime_checkable
@@ -94,15 +94,15 @@ def block_scorer(model: Scorer, batch: SequenceBatch) -> Callable[[int, int], Te
     if isinstance(model, BlockScorer):
         return partial(model.score_block, batch)
     by = repeat_bias(model)
-    raised = None if by is None else (*batch.met(batch.last), by)
-    return scorer(model.represent(batch), model.item_matrix(), item_bias(model), raised)
+    shifted = None if by is None else (*batch.met(batch.last), by)
+    return scorer(model.represent(batch), model.item_matrix(), item_bias(model), shifted)
 
 
 def scorer(
     representation: Tensor,
     matrix: Tensor,
     bias: Tensor | None,
-    raised: Raised | None = None,
+    shifted: Shifted | None = None,
 ) -> Callable[[int, int], Tensor]:
     """`score(lo, hi) -> (B, hi - lo)` from representations (B, D') and what a model has of items.
 
@@ -118,9 +118,9 @@ def scorer(
             rows = functional.pad(rows, (0, 0, 0, short))
         scores = (representation @ rows.T)[:, : hi - lo]
         scores = scores if bias is None else scores + bias[lo:hi]
-        if raised is None:
+        if shifted is None:
             return scores
-        row, item, by = raised
+        row, item, by = shifted
         inside = (item >= lo) & (item < hi)
         return scores.index_put_((row[inside], item[inside] - lo), by, accumulate=True)
 

@@ -59,7 +59,7 @@ def check_lengths(batch: SequenceBatch, max_length: int) -> None:
 
 
 class RepeatBias(nn.Module):
-    """One learned number that the score of every item in the sequence is raised by.
+    """One learned number that the score of every item in the sequence is shifted by.
 
     A softmax over all items has to learn for each item anew that a user does not come back to it
     (or does, as with music): the representation of a history lies close to its own items. This

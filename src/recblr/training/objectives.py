@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.base import Raised, SequentialModel, item_bias, regulariser, repeat_bias
+from recblr.models.base import SequentialModel, Shifted, item_bias, regulariser, repeat_bias
 from recblr.ops.cross_entropy import linear_cross_entropy
 
 AHEAD = 3  # targets of a position at most, with `ahead_weight`
@@ -43,23 +43,28 @@ class CrossEntropy:
         representation, targets = at_targets(model, batch)
         rows, matrix, bias = target_rows(batch), model.item_matrix(), item_bias(model)
         by = repeat_bias(model)
-        raised = None if by is None else (*batch.met(rows), by)
-        loss = linear_cross_entropy(representation, matrix, targets, bias, raised=raised)
+        shifted = None if by is None else (*batch.met(rows), by)
+        loss = linear_cross_entropy(representation, matrix, targets, bias, shifted=shifted)
         if self.ahead_weight and not batch.one_target_per_sequence:
             targets = batch.targets_ahead(rows, AHEAD)
-            loss = loss + self._spread(representation, matrix, bias, raised, targets)
+            loss = loss + self._spread(representation, matrix, bias, shifted, targets)
         return loss + regulariser(model)
 
     def _spread(
-        self, x: Tensor, matrix: Tensor, bias: Tensor | None, raised: Raised | None, targets: Tensor
+        self,
+        x: Tensor,
+        matrix: Tensor,
+        bias: Tensor | None,
+        shifted: Shifted | None,
+        targets: Tensor,
     ) -> Tensor:
         """What the loss gains where the first of targets (M, AHEAD) become all, weighted.
 
         Every CE of a row has one log-sum-exp: what differs is the scores of the targets.
         """
         scores = _score(x[:, None], matrix, bias, targets)
-        if raised is not None:
-            row, item, by = raised
+        if shifted is not None:
+            row, item, by = shifted
             index = torch.arange(len(targets), device=targets.device)[:, None]
             met = torch.isin(index * len(matrix) + targets, row * len(matrix) + item)
             scores = scores + by * met

@@ -50,8 +50,8 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
                 logits += bias
             if row is not None:
                 own = slice(bounds[number], bounds[number + 1])
-                raised = row[own] - start, column[own]
-                logits[raised] += by
+                shifted = row[own] - start, column[own]
+                logits[shifted] += by
             e = logits.to(wide)  # the same memory, except in half precision
             target = targets[rows, None]
             e -= e.amax(1, keepdim=True)
@@ -75,7 +75,7 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
             if dbias is not None:
                 dbias += torch.mv(e.t().to(wide), inverse.squeeze(1))
             if dby is not None:
-                dby += (e[raised].to(wide) * inverse[raised[0], 0]).sum()
+                dby += (e[shifted].to(wide) * inverse[shifted[0], 0]).sum()
 
         made = (dx, dweight, dbias, dby)
         ctx.save_for_backward(*(None if d is None else d.to(x.dtype) for d in made))
