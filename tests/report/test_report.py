@@ -143,6 +143,7 @@ def test_results_come_back_from_the_csv_and_give_the_same_table(runs, tmp_path, 
         ("python train.py recipe=best/x/recblr dropout=0.1", "dropout=0.1"),
         ("python train.py lr=0.1 trainer.enable_progress_bar=false", "lr=0.1"),
         ("python train.py data.order=shuffled", "data.order=shuffled"),
+        ("python train.py data=custom data.name=x data.columns.user=u data.columns.item=i", ""),
     ],
 )  # fmt: skip
 def test_overrides_are_what_no_column_has(command, expected):
@@ -157,7 +158,7 @@ def test_settings_have_each_recipe_and_what_was_changed_in_it(tmp_path, capsys):
     write_run(tmp_path / "runs/d", command=f"{changed} ablation=x", ablation="no_pffn")
     write_run(tmp_path / "runs/e", "my_own", command=changed)  # no model of the paper
     write_run(tmp_path / "runs/f", "gru4rec", split_hash="bb" * 32,
-              command="python train.py data=amazon-beauty data.order=shuffled")  # fmt: skip
+              command="python train.py data=amazon-beauty data.order=shuffled lr=0.1")  # fmt: skip
     ours, other = run(capsys, "settings", tmp_path / "runs").split("### ")[1:]
     assert [name for name, _ in rows_of(ours)] == [
         "popularity",
@@ -168,10 +169,35 @@ def test_settings_have_each_recipe_and_what_was_changed_in_it(tmp_path, capsys):
     assert cells[0] == "1" and cells[3:] == ["3", "3"]
     assert [name for name, _ in rows_of(other)] == [
         "popularity",
-        "gru4rec (paper) data.order=shuffled",
+        "gru4rec (paper) data.order=shuffled lr=0.1",
     ]
     with pytest.raises(SystemExit, match="settings: no finished run to show"):
         main(["settings", str(tmp_path / "runs/a")])
+
+
+def test_settings_put_the_orders_of_one_log_side_by_side(tmp_path, capsys):
+    command, other = "python train.py data=amazon-beauty data.order=", {"split_hash": "bb" * 32}
+    write_run(tmp_path / "runs/a", "gru4rec", skill=0.6, order="exact")
+    write_run(
+        tmp_path / "runs/b", "gru4rec", order="shuffled", command=f"{command}shuffled", **other
+    )
+    write_run(tmp_path / "runs/c", "sasrec", order="item_id", command=f"{command}item_id", **other)
+    write_run(tmp_path / "runs/d", "narm", order="exact")  # in no other order: has no row
+    write_run(tmp_path / "runs/e", "sasrec", order="exact", command=f"{command}exact lr=0.1")
+    orders = run(capsys, "settings", tmp_path / "runs").split("### ")[-1]
+    assert orders.startswith("Orders: amazon-beauty, leave_one_out, max_length 50")
+    assert "| | exact | item_id | shuffled |" in orders
+    by_order = {r.order: f"{r.metrics['ndcg@10']:.4f}" for r in read_results([tmp_path / "runs"])
+                if r.model == "gru4rec"}  # fmt: skip
+    cells = dict(rows_of(orders))
+    assert list(cells) == ["popularity", "gru4rec (paper)", "sasrec (paper)"]
+    assert cells["gru4rec (paper)"] == [by_order["exact"], "not run", by_order["shuffled"]]
+    assert cells["sasrec (paper)"][::2] == ["not run", "not run"]  # lr=0.1 is not its recipe
+    write_run(tmp_path / "one", order="shuffled", command=f"{command}shuffled")
+    (alone,) = run(capsys, "settings", tmp_path / "one").split("### ")[1:]
+    assert "| | shuffled |" in alone and "recblr (paper)" in alone
+    main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "files")])
+    main(["table1", str(tmp_path / "files")])  # the order of the data set, the others apart
 
 
 def rows_of(table: str) -> list[tuple[str, list[str]]]:

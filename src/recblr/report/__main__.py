@@ -18,6 +18,7 @@ from recblr.report.compare import compare_groups, group_at
 from recblr.report.evidence import RESULTS, Evidence
 from recblr.report.grid import Grid, as_csv, latex, markdown
 from recblr.report.page import page
+from recblr.report.settings import settings
 from recblr.report.status import statuses
 
 TABLES: dict[str, tuple[Callable[[Evidence, bool], list[Grid]], str]] = {
@@ -27,7 +28,10 @@ TABLES: dict[str, tuple[Callable[[Evidence, bool], list[Grid]], str]] = {
     ),
     "table2": (lambda e, force: accuracy.table2(e.results, force), "users, items, interactions"),
     "table3": (lambda e, force: accuracy.table3(e.results, force), "RecBLR with one part left out"),
-    "settings": (lambda e, force: accuracy.settings(e.results), "recipes with a setting changed"),
+    "settings": (
+        lambda e, force: settings(e.results),
+        "recipes with a setting changed, and orders of a log",
+    ),
     "table4": (lambda e, force: timed.table4(e.results, e.runs, force), "long histories"),
     "table5": (lambda e, force: timed.table5(e.runs), "seconds of an epoch by scan"),
 }

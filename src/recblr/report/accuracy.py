@@ -143,38 +143,6 @@ def _ablations(title: str, dataset: str, ours: Sequence[Result], papers: bool) -
     return grid
 
 
-def settings(results: Sequence[Result]) -> list[Grid]:
-    """What moves the numbers: recipes of which a setting was changed, as they are and changed.
-
-    A grid per data set and protocol: another order of the log, for one, is another task.
-    """
-    grids = []
-    for dataset, here in by_dataset(results):
-        trained = [r for r in here if r.model in MODELS and r.variant == "default"]
-        changed = {(r.model, r.recipe) for r in trained if r.overrides}
-        shown = [r for r in trained if (r.model, r.recipe) in changed]
-        for protocol in sorted({r.protocol for r in shown}):
-            ours = [r for r in shown if r.protocol == protocol]
-            masked = ", history not ranked" if ours[0].mask_history else ""
-            title = f"Settings: {dataset}, split {ours[0].split_hash[:6]}{masked}"
-            grid = Grid(title, ["seeds", "hr@10", "ndcg@10", "epochs", "minutes"])
-            for floor in sorted(_floors_of(here, [protocol]), key=lambda r: r.model):
-                figures = [cell([floor], metric) for metric in ("hr@10", "ndcg@10")]
-                grid.add(floor.model, ["", *figures, "", ""])
-            groups: dict[tuple, list[Result]] = {}
-            for run in ours:
-                key = (MODELS.index(run.model), run.recipe, run.overrides)
-                groups.setdefault(key, []).append(run)
-            for (_, recipe, overrides), runs in sorted(groups.items()):
-                name = f"{runs[0].model} ({recipe}) {overrides}".strip()
-                figures = [cell(runs, metric) for metric in ("hr@10", "ndcg@10")]
-                cost = [span([r.epochs for r in runs], 0), span([r.seconds / 60 for r in runs], 0)]
-                grid.add(name, [str(len(runs)), *figures, *cost])
-            grid.notes = [*notes(ours), f"Trained on {machines(ours)}."]
-            grids.append(grid)
-    return grids
-
-
 def by_dataset(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
     """Test results by data set, in order of name."""
     found: dict[str, list[Result]] = {}
@@ -196,11 +164,11 @@ def by_setting(results: Iterable[Result]) -> list[tuple[str, str, list[Result]]]
         for overrides in [""] if "" in overridden else overridden:
             runs = [r for r in trained if r.overrides == overrides]
             of = {r.protocol for r in runs}
-            groups.append((dataset, overrides, _floors_of(here, of) + runs))
+            groups.append((dataset, overrides, floors_of(here, of) + runs))
     return groups
 
 
-def _floors_of(results: Iterable[Result], protocols: Container[tuple]) -> list[Result]:
+def floors_of(results: Iterable[Result], protocols: Container[tuple]) -> list[Result]:
     return [r for r in results if r.model in FLOORS and r.protocol in protocols]
 
 

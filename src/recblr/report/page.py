@@ -10,6 +10,7 @@ from recblr.report.claims import claims
 from recblr.report.evidence import SPEED, Evidence
 from recblr.report.grid import Grid, markdown
 from recblr.report.results import read_rows
+from recblr.report.settings import settings
 
 # Of `speed.csv`: what, unit, title. A row per backend, a column per case.
 SPEEDS = (
@@ -67,7 +68,7 @@ def page(evidence: Evidence, figures: Path) -> str:
         "## Accuracy\n",
         *map(markdown, accuracy.table1(evidence.results, False, evidence.stars)),
         *map(markdown, accuracy.table3(evidence.results)),
-        *map(markdown, accuracy.settings(evidence.results)),
+        *map(markdown, settings(evidence.results)),
         *map(markdown, accuracy.table2(evidence.results)),
         *map(markdown, _differences(evidence)),
         "## Cost\n",
@@ -91,7 +92,7 @@ def _picture(file: Path) -> str:
 def _differences(evidence: Evidence) -> list[Grid]:
     """NDCG@10 and HR@10 of RecBLR minus each baseline's, a grid per data set and metric."""
     grids = []
-    tables = {(one.dataset, one.overrides) for one in evidence.differences}
+    tables = {(dataset, changed) for dataset, changed, _ in accuracy.by_setting(evidence.results)}
     for dataset, overrides, metric in sorted((*table, m) for table in tables for m in METRICS):
         columns = ["seeds", "difference", "95 % interval", "p users", "p seeds", "star"]
         title = f"Differences of {metric.upper()}"

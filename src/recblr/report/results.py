@@ -21,7 +21,7 @@ from recblr.run_folder import METRICS, RunFolder, model_name
 # Overrides that are columns of their own, or that cannot change a result.
 _ELSEWHERE = ("data", "model", "ablation", "seed", "logger", "experiment", "trainer")
 _ELSEWHERE += ("data.path", "data.urls", "data.sha256", "test", "overwrite", "resume")
-_ELSEWHERE += ("trainer.enable_progress_bar",)
+_ELSEWHERE += ("trainer.enable_progress_bar", "data.name")
 
 _TOLD_BY_RECIPE = ("recipe=usual/", "recipe=tuned/", "recipe=best/")  # which is a column
 
@@ -134,7 +134,7 @@ def overrides_of(command: str) -> str:
         key: word
         for word in settings
         if (key := word.split("=", 1)[0].lstrip("+")) not in _ELSEWHERE
-        and not key.startswith(("paths.", "hydra.", "logger."))
+        and not key.startswith(("paths.", "hydra.", "logger.", "data.columns."))
         and not word.startswith(_TOLD_BY_RECIPE)
     }
     return " ".join(kept[key] for key in sorted(kept))
