@@ -255,6 +255,7 @@ def test_a_run_that_two_figures_ask_for_is_in_both(tmp_path):
     for make, at in ((figures.figure5, [1, 2, 3]), (figures.figure6, [0.1, 0.5])):
         (figure,) = make(results).values()
         assert figure.axes[0].lines[0].get_xdata().tolist() == at
+    assert not figures.figure6([r for r in results if r.overrides == "dropout=0.1"])
 
 
 def test_what_a_figure_says_is_inside_of_it(tmp_path):

@@ -143,7 +143,7 @@ def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
 def _sweeps(results: Iterable[Result], key: str, label: str) -> dict[str, Figure]:
     """Means over seeds of RecBLR's runs that set `key`, a figure for each of their other settings.
 
-    Those without others come alone, where there are any.
+    Those without others come alone, where there are any. A single value is no figure.
     """
     figures = {}
     for log, here in _by_protocol(results):
@@ -154,6 +154,7 @@ def _sweeps(results: Iterable[Result], key: str, label: str) -> dict[str, Figure
                 value = float(settings.pop(key))
                 others = " ".join(f"{k}={v}" for k, v in settings.items())
                 sweeps.setdefault(others, {}).setdefault(value, []).append(run)
+        sweeps = {others: points for others, points in sweeps.items() if len(points) > 1}
         for others in [""] if "" in sweeps else sorted(sweeps):
             number = "5" if key == "model.expansion" else "6"
             name = "_".join([f"figure{number}_{log}", *others.split()])
