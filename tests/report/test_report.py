@@ -258,6 +258,17 @@ def test_a_run_that_two_figures_ask_for_is_in_both(tmp_path):
     assert not figures.figure6([r for r in results if r.overrides == "dropout=0.1"])
 
 
+def test_a_sweep_at_two_recipes_is_two_figures(tmp_path):
+    for recipe, skill in (("paper", 0.2), ("best", 0.8)):
+        for k in (1, 2):
+            command = f"python train.py data=x model.expansion={k}"
+            write_run(tmp_path / f"{recipe}{k}", skill=skill, recipe=recipe, command=command)
+    made = figures.figure5(read_results([tmp_path]))
+    assert list(made) == ["figure5_amazon-beauty_best", "figure5_amazon-beauty_paper"]
+    best, paper = (figure.axes[0].lines[0].get_ydata() for figure in made.values())
+    assert min(best) > max(paper)
+
+
 def test_what_a_figure_says_is_inside_of_it(tmp_path):
     for k in (1, 2):
         command = f"python train.py model.expansion={k} trainer.max_epochs=5 data.order=shuffled"

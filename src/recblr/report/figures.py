@@ -141,24 +141,27 @@ def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
 
 
 def _sweeps(results: Iterable[Result], key: str, label: str) -> dict[str, Figure]:
-    """Means over seeds of RecBLR's runs that set `key`, a figure for each of their other settings.
+    """Means over seeds of RecBLR's runs that set `key`, a figure per recipe and other settings.
 
     Those without others come alone, where there are any. A single value is no figure.
     """
     figures = {}
     for log, here in _by_protocol(results):
-        sweeps: dict[str, dict[float, list[Result]]] = {}
+        sweeps: dict[tuple[str, str], dict[float, list[Result]]] = {}
         for run in here:
             settings = dict(word.split("=", 1) for word in run.overrides.split())
             if run.model == "recblr" and run.variant == "default" and key in settings:
                 value = float(settings.pop(key))
                 others = " ".join(f"{k}={v}" for k, v in settings.items())
-                sweeps.setdefault(others, {}).setdefault(value, []).append(run)
-        sweeps = {others: points for others, points in sweeps.items() if len(points) > 1}
-        for others in [""] if "" in sweeps else sorted(sweeps):
+                sweeps.setdefault((run.recipe, others), {}).setdefault(value, []).append(run)
+        drawn = {at: points for at, points in sweeps.items() if len(points) > 1}
+        plain = {at: points for at, points in drawn.items() if not at[1]} or drawn
+        for (recipe, others), points in sorted(plain.items()):
             number = "5" if key == "model.expansion" else "6"
-            name = "_".join([f"figure{number}_{log}", *others.split()])
-            figures[name] = _sweep(sweeps[others], f"{log} {others}".strip(), label)
+            parts = [recipe] if len({recipe for recipe, _ in plain}) > 1 else []
+            parts += others.split()
+            name = "_".join([f"figure{number}_{log}", *parts])
+            figures[name] = _sweep(points, " ".join([log, *parts]), label)
     return figures
 
 
