@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
-from recblr.data.preprocess import Order
-from recblr.report.accuracy import (
-    MODELS,
-    by_dataset,
-    cell,
-    floors_of,
-    machines,
-    notes,
-    span,
-)
+from recblr.report.accuracy import MODELS, by_dataset, cell, floors_of, machines, notes, span
 from recblr.report.grid import Grid
 from recblr.report.results import FLOORS, Result
+
+ORDERS = ("file", "exact", "recbole_float32", "item_id", "shuffled")
 
 
 def settings(results: Sequence[Result]) -> list[Grid]:
@@ -69,7 +61,7 @@ def _orders(dataset: str, plain: Sequence[Result]) -> list[Grid]:
             for r in plain
             if (r.data_split, r.max_length, r.mask_history) == (split, max_length, False)
         ]
-        orders = sorted({r.order for r in here}, key=("file", *get_args(Order)).index)
+        orders = sorted({r.order for r in here}, key=ORDERS.index)
         if len(orders) < 2 and not any(r.overrides for r in here):
             continue
         grid = Grid(f"Orders: {dataset}, {split}, max_length {max_length}", orders)
