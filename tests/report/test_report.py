@@ -198,6 +198,8 @@ def test_settings_put_the_orders_of_one_log_side_by_side(tmp_path, capsys):
     assert "| | shuffled |" in alone and "recblr (paper)" in alone
     main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "files")])
     main(["table1", str(tmp_path / "files")])  # the order of the data set, the others apart
+    main(["page", str(tmp_path / "files"), "--out", str(tmp_path / "page.md")])
+    assert "### Differences" not in (tmp_path / "page.md").read_text()  # there is no RecBLR
 
 
 def rows_of(table: str) -> list[tuple[str, list[str]]]:

@@ -92,7 +92,8 @@ def _picture(file: Path) -> str:
 def _differences(evidence: Evidence) -> list[Grid]:
     """NDCG@10 and HR@10 of RecBLR minus each baseline's, a grid per data set and metric."""
     grids = []
-    tables = {(dataset, changed) for dataset, changed, _ in accuracy.by_setting(evidence.results)}
+    shown = {(dataset, changed) for dataset, changed, _ in accuracy.by_setting(evidence.results)}
+    tables = shown & {(one.dataset, one.overrides) for one in evidence.differences}
     for dataset, overrides, metric in sorted((*table, m) for table in tables for m in METRICS):
         columns = ["seeds", "difference", "95 % interval", "p users", "p seeds", "star"]
         title = f"Differences of {metric.upper()}"
