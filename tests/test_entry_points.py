@@ -232,7 +232,8 @@ def test_another_command_of_the_same_run_is_kept_beside_the_first(copied):
     assert outcome.code == 0 and "finished before" in outcome.out
     about = json.loads((copied.folder / "environment.json").read_text())
     assert "weight_decay" not in about["command"]
-    assert [command.split()[-1] for command in about["also"]] == ["weight_decay=0.0"]
+    (again,) = about["also"]
+    assert again["command"].endswith(" weight_decay=0.0") and again["commit"] == about["commit"]
 
 
 def test_unfinished_run_is_not_taken_for_a_finished_one(copied):

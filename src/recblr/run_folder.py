@@ -86,11 +86,15 @@ class RunFolder:
         (self.path / "failed.json").unlink(missing_ok=True)
 
     def asked_again(self, command: str) -> None:
-        """Keep another command of the same run: `also` in `environment.json`."""
+        """Keep another command of the same run, and of which commit: `also` in `environment.json`.
+
+        A recipe's name may have meant another setting when the run was trained.
+        """
         known = self.read_json("environment.json")
-        commands = [known["command"], *known.get("also", [])]
-        if command not in commands:
-            self.write_json("environment.json", known | {"also": [*commands[1:], command]})
+        also = known.get("also", [])
+        if command not in (known["command"], *(one["command"] for one in also)):
+            also = [*also, {"command": command, "commit": commit()}]
+            self.write_json("environment.json", known | {"also": also})
 
     def keep_epochs(self, epochs: int) -> None:
         """Cut `metrics.csv` after that many epochs: what follows is done again."""

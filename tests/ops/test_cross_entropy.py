@@ -55,7 +55,7 @@ def evaluate(inputs, dtype, function=linear_cross_entropy, incoming=1.0, **kwarg
 @example(65, 300, 1e4, True, 64, 1, False)
 @example(200, 300, 1.0, True, 64, 2, True)
 def test_chunks_equal_the_plain_loss_in_float64(n, v, scale, bias, chunk_rows, seed, shifted):
-    """Scale 1e4 gives logits of 1e5, far outside exp's range, whose rounding outweighs a raise."""
+    """Scale 1e4 gives logits of 1e5, far outside exp's range, whose rounding outweighs a shift."""
     shifted = shifted and scale < 1e4
     case = f"{n=} {v=} {scale=} {bias=} {chunk_rows=} {seed=} {shifted=}"
     inputs = make(n, v, scale=scale, bias=bias, seed=seed, shifted=shifted)

@@ -152,6 +152,26 @@ def test_runs_of_another_log_or_protocol_are_collected_beside_and_not_compared(
         run(capsys, "table1")
 
 
+def test_curves_of_another_split_are_collected_beside(tmp_path, capsys):
+    files = tmp_path / "files"
+    for name, split, seconds in (("a", "aa", 2.0), ("b", "bb", 5.0)):
+        write_run(tmp_path / name, split_hash=split * 32, seconds=seconds)
+        run(capsys, "collect", tmp_path / name, "--to", files)
+    ends = {r.split_hash[:2]: r.curve[-1][1] for r in Evidence.of([files]).results if r.curve}
+    assert ends == {"aa": 9.0, "bb": 18.0}
+
+
+def test_differences_of_changed_settings_leave_the_page_when_the_recipes_are_run(tmp_path, capsys):
+    files, page = tmp_path / "files", tmp_path / "page.md"
+    for name, command in (("changed", "python train.py lr=0.1"), ("plain", "python train.py")):
+        for model in ("recblr", "sasrec"):
+            write_run(tmp_path / name / model, model, command=f"{command} model={model}")
+        run(capsys, "collect", tmp_path / name, "--to", files)
+        run(capsys, "page", files, "--out", page)
+        assert ("amazon-beauty with lr=0.1" in page.read_text()) == (name == "changed")
+        assert page.read_text().count("### Differences") == 2  # of NDCG@10 and of HR@10
+
+
 def test_a_validation_run_beside_test_runs_leaves_their_differences(
     seeds, tmp_path, capsys, monkeypatch
 ):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from made_up_runs import write_run
@@ -94,7 +95,7 @@ def test_the_command_of_a_row_names_files_without_folders_however_often_it_is_re
 )  # fmt: skip
 def test_other_splits_or_protocols_are_refused_unless_forced(runs, capsys, changes):
     write_run(runs / "other", "lrurec", **changes)
-    with pytest.raises(SystemExit, match=r"different splits or protocols.*--force"):
+    with pytest.raises(SystemExit, match=r"different splits or protocols.*name fewer runs"):
         main(["table1", str(runs)])
     assert "lrurec (paper)" in run(capsys, "table1", runs, "--force")
 
@@ -105,6 +106,42 @@ def test_the_papers_values_do_not_stand_beside_another_protocol(tmp_path, capsys
     lines = run(capsys, "table1", tmp_path / "runs").splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("| recblr"))
     assert "paper |" not in lines[at + 1]
+
+
+@pytest.mark.parametrize("order", ["item_id", "shuffled", "recbole_float32"])
+def test_the_papers_values_do_not_stand_beside_an_order_that_was_asked_for(tmp_path, capsys, order):
+    write_run(tmp_path / "a", order=order, command=f"python train.py data.order={order}")
+    lines = run(capsys, "table1", tmp_path).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("| recblr"))
+    assert "paper |" not in lines[at + 1]
+
+
+def test_runs_of_a_recipe_that_changed_in_between_share_no_cell(tmp_path, capsys):
+    before, after = {"lr": 0.001, "recipe": "best"}, {"lr": 0.003, "recipe": "best"}
+    for seed in (1, 2):
+        write_run(tmp_path / f"before/{seed}", seed=seed, **before)
+    write_run(tmp_path / "after/3", seed=3, skill=0.9, repeat_bias=True, **after)
+    with pytest.raises(SystemExit, match=r"lr=0\.00. and 0\.00.*the recipe has changed in between"):
+        main(["table1", str(tmp_path)])
+    files = tmp_path / "files"
+    run(capsys, "collect", tmp_path / "before", "--to", files)
+    assert "2 gone whose recipe has changed since" in run(
+        capsys, "collect", tmp_path / "after", "--to", files
+    )
+    assert row(run(capsys, "table1", files), "recblr (best)")[0] == "1"
+    assert len(list(files.rglob("*.parquet"))) == 1
+    assert {line.split(",")[5] for line in (files / "curves.csv").open()} == {"seed", "3"}
+    write_run(tmp_path / "later", seed=4, ahead_weight=0.0, **after)  # an option of later code
+    run(capsys, "collect", tmp_path / "later", "--to", files)
+    assert row(run(capsys, "table1", files), "recblr (best)")[0] == "2"
+
+
+def test_a_run_with_a_longer_history_measures_no_second_floor(tmp_path, capsys):
+    long = {"target_mode": "all_positions", "max_length": 200, "mask_history": False}
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", datamodule=long, command="python train.py max_length=200")
+    assert "±" not in "".join(row(run(capsys, "table1", tmp_path), "popularity"))
+    assert row(run(capsys, "table2", tmp_path), "amazon-beauty")[-1] == "50"
 
 
 def test_smoke_runs_are_in_no_table_and_sweeps_only_where_nothing_else_is(tmp_path, capsys):
@@ -177,29 +214,44 @@ def test_settings_have_each_recipe_and_what_was_changed_in_it(tmp_path, capsys):
 
 def test_settings_put_the_orders_of_one_log_side_by_side(tmp_path, capsys):
     command, other = "python train.py data=amazon-beauty data.order=", {"split_hash": "bb" * 32}
-    write_run(tmp_path / "runs/a", "gru4rec", skill=0.6, order="exact")
-    write_run(
-        tmp_path / "runs/b", "gru4rec", order="shuffled", command=f"{command}shuffled", **other
-    )
+    again = write_run(tmp_path / "runs/a", "gru4rec", skill=0.6, order="exact")
+    again.asked_again(f"{command}exact")  # the log's own order: one run
+    write_run(tmp_path / "runs/b", "gru4rec", order="recbole_float32",
+              command=f"{command}recbole_float32", **other)  # fmt: skip
+    masked = {"target_mode": "prefix", "max_length": 50, "mask_history": True}
+    write_run(tmp_path / "runs/m", "gru4rec", seed=2, order="exact", datamodule=masked,
+              command=f"{command}exact")  # fmt: skip
     write_run(tmp_path / "runs/c", "sasrec", order="item_id", command=f"{command}item_id", **other)
     write_run(tmp_path / "runs/d", "narm", order="exact")  # in no other order: has no row
     write_run(tmp_path / "runs/e", "sasrec", order="exact", command=f"{command}exact lr=0.1")
     orders = run(capsys, "settings", tmp_path / "runs").split("### ")[-1]
-    assert orders.startswith("Orders: amazon-beauty, leave_one_out, max_length 50")
-    assert "| | exact | item_id | shuffled |" in orders
+    assert orders.startswith("Orders: amazon-beauty, leave_one_out")
+    assert "| | exact | recbole_float32 | item_id |" in orders
     by_order = {r.order: f"{r.metrics['ndcg@10']:.4f}" for r in read_results([tmp_path / "runs"])
-                if r.model == "gru4rec"}  # fmt: skip
+                if r.model == "gru4rec" and not r.mask_history}  # fmt: skip
     cells = dict(rows_of(orders))
     assert list(cells) == ["popularity", "gru4rec (paper)", "sasrec (paper)"]
-    assert cells["gru4rec (paper)"] == [by_order["exact"], "not run", by_order["shuffled"]]
-    assert cells["sasrec (paper)"][::2] == ["not run", "not run"]  # lr=0.1 is not its recipe
+    assert cells["gru4rec (paper)"] == [by_order["exact"], by_order["recbole_float32"], "not run"]
+    assert cells["sasrec (paper)"][:2] == ["not run", "not run"]  # lr=0.1 is not its recipe
     write_run(tmp_path / "one", order="shuffled", command=f"{command}shuffled")
     (alone,) = run(capsys, "settings", tmp_path / "one").split("### ")[1:]
     assert "| | shuffled |" in alone and "recblr (paper)" in alone
     main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "files")])
-    main(["table1", str(tmp_path / "files")])  # the order of the data set, the others apart
+    table = run(capsys, "table1", tmp_path / "files")  # the order of the data set alone
+    assert row(table, "gru4rec (paper)")[0] == row(table, "narm (paper)")[0] == "1"
+    assert row(table, "sasrec")[1] == "not run"
     main(["page", str(tmp_path / "files"), "--out", str(tmp_path / "page.md")])
     assert "### Differences" not in (tmp_path / "page.md").read_text()  # there is no RecBLR
+
+
+def test_an_order_of_two_logs_is_two_columns(tmp_path, capsys):
+    command = "python train.py data=amazon-beauty data.order="
+    write_run(tmp_path / "a", "gru4rec", order="exact")
+    write_run(tmp_path / "b", "gru4rec", seed=2, order="exact", split_hash="bb" * 32)
+    write_run(tmp_path / "c", "gru4rec", order="shuffled", command=f"{command}shuffled")
+    orders = run(capsys, "settings", tmp_path).split("### ")[-1]
+    assert "| | exact aaaaaa | exact bbbbbb | shuffled |" in orders
+    assert not re.search("±|not run", "".join(dict(rows_of(orders))["gru4rec (paper)"]))
 
 
 def rows_of(table: str) -> list[tuple[str, list[str]]]:
@@ -221,10 +273,11 @@ def test_figures_are_drawn_from_sweeps(tmp_path, capsys):
     for k in (1, 2, 4):
         command = f"python train.py experiment=figure5 model.expansion={k} data=x"
         write_run(tmp_path / f"runs/{k}", seed=1, skill=0.1 * k, command=command)
+    write_run(tmp_path / "runs/cut", "markov", command="python train.py 'data.cut=[0.8, 0.9]'")
     for name in ("figure5", "curves", "accuracy_against_time"):
         run(capsys, name, tmp_path / "runs", "--out", tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert "figure5_amazon-beauty.png" in names and "curves_amazon-beauty.svg" in names
+    assert "figure5_amazon-beauty_paper.png" in names and "curves_amazon-beauty.svg" in names
     with pytest.raises(SystemExit, match="figure6: no finished run"):
         main(["figure6", str(tmp_path / "runs")])
 
@@ -267,6 +320,10 @@ def test_a_sweep_at_two_recipes_is_two_figures(tmp_path):
             write_run(tmp_path / f"{recipe}{k}", skill=skill, recipe=recipe, command=command)
     made = figures.figure5(read_results([tmp_path]))
     assert list(made) == ["figure5_amazon-beauty_best", "figure5_amazon-beauty_paper"]
+    for k in (1, 2):  # at another rate: where runs without are, these are not drawn
+        command = f"python train.py data=x model.expansion={k} lr=0.1"
+        write_run(tmp_path / f"fast{k}", command=command)
+    assert figures.figure5(read_results([tmp_path])).keys() == made.keys()
     best, paper = (figure.axes[0].lines[0].get_ydata() for figure in made.values())
     assert min(best) > max(paper)
 
@@ -307,6 +364,7 @@ def test_compare_finds_a_difference_and_none_of_a_run_with_itself(runs, capsys):
     same = json.loads(run(capsys, "compare", a / "s1", a / "s1", "--json"))
     assert same["difference"] == 0 and same["p_users"] == 1 and same["p_seeds"] is None
     text = run(capsys, "compare", a / "s1", b / "s1", "--metric", "hr@20")
+    assert "A: recblr (paper) on amazon-beauty, seed 1\n" in text
     assert "hr@20: A " in text and "not known: both need 2 seeds" in text
 
 
@@ -326,6 +384,10 @@ def test_what_cannot_be_compared_is_refused(runs, change, message):
 def test_a_group_has_one_setting(runs, tmp_path):
     with pytest.raises(SystemExit, match="differ in more than their seed"):
         main(["compare", str(runs), str(runs / "sasrec")])
+    shutil.copytree(runs / "sasrec", tmp_path / "again/sasrec")
+    shutil.copytree(runs / "sasrec/s2", tmp_path / "again/copy")
+    with pytest.raises(SystemExit, match=r"again/copy and .*sasrec/s2 have one seed"):
+        main(["compare", str(tmp_path / "again"), str(runs / "sasrec")])
     with pytest.raises(SystemExit, match="no finished run"):
         main(["compare", str(runs / "cut"), str(runs / "sasrec")])
     with pytest.raises(SystemExit, match="no such folder"):

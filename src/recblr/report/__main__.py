@@ -35,6 +35,7 @@ TABLES: dict[str, tuple[Callable[[Evidence, bool], list[Grid]], str]] = {
     "table4": (lambda e, force: timed.table4(e.results, e.runs, force), "long histories"),
     "table5": (lambda e, force: timed.table5(e.runs), "seconds of an epoch by scan"),
 }
+MIXABLE = ("table1", "table2", "table3", "table4")  # what --force has a meaning for
 FIGURES = {
     "figure4": "seconds and memory against the longest history",
     "figure5": "metrics against the expansion factor",
@@ -80,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         sources = f"run folders, or one that `collect` filled ({RESULTS})"
         made.add_argument("runs", nargs="*", type=Path, metavar="RUNS", help=sources)
         made.add_argument("--out", type=Path, help="folder of the files")
-        if name in TABLES:
+        made.set_defaults(force=False)
+        if name in MIXABLE:
             made.add_argument("--force", action="store_true", help="mix splits and protocols")
     compare = command("compare", _compare, "two runs, or groups of seeds, user by user")
     compare.add_argument("a", type=Path, metavar="A", help="a run, or a folder of one setting")

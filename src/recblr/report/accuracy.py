@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from statistics import mean, stdev
 
 from recblr.report.grid import NOT_RUN, Cell, Grid, Mark
-from recblr.report.results import COUNTS, FLOORS, Result
+from recblr.report.results import COUNTS, FLOORS, Result, changed_since
 from recblr.report.tables import paper_row
 from recblr.run_folder import METRICS
 
@@ -31,7 +31,7 @@ def table1(results: Sequence[Result], force: bool, stars: Stars) -> list[Grid]:
     grids = []
     whole = [r for r in results if r.variant == "default"]
     for dataset, overrides, plain in by_setting(whole):
-        protocols(plain, force)
+        refuse_mixed(plain, force)
         grid = Grid(titled("Table 1", dataset, overrides), ["seeds", *METRICS])
         same_log = is_the_papers_log(results, dataset)
         groups = {
@@ -96,7 +96,7 @@ def table2(results: Sequence[Result], force: bool = False) -> list[Grid]:
         if len(counts) > 1 and not force:
             raise ValueError(f"{dataset}: runs on different logs: {counts}; name fewer runs")
         for users, items, interactions in counts:
-            lengths = ", ".join(map(str, sorted({r.max_length for r in here})))
+            lengths = ", ".join(map(str, sorted(_max_lengths(results, dataset))))
             grid.add(dataset, [f"{users:,}", f"{items:,}", f"{interactions:,}",
                                f"{interactions / users:.1f}", lengths])  # fmt: skip
         if not counts:
@@ -106,6 +106,13 @@ def table2(results: Sequence[Result], force: bool = False) -> list[Grid]:
                      "interactions")), f"{paper['avg_length']:.1f}",
                      f"{paper['max_seq_len']:.0f}"])  # fmt: skip
     return [grid]
+
+
+def _max_lengths(results: Iterable[Result], dataset: str) -> set[int]:
+    """Of the recipes of a log; of its floors, where no recipe was run."""
+    here = [r for r in results if r.dataset == dataset and not r.overrides]
+    trained = {r.max_length for r in here if r.model not in FLOORS}
+    return trained or {r.max_length for r in here}
 
 
 def table3(results: Sequence[Result], force: bool = False) -> list[Grid]:
@@ -119,7 +126,7 @@ def table3(results: Sequence[Result], force: bool = False) -> list[Grid]:
         ablated = {r.recipe for r in ours if r.variant != "default"}
         for recipe in sorted(ablated or {r.recipe for r in ours}):
             runs = [r for r in ours if r.recipe == recipe]
-            protocols(runs, force)
+            refuse_mixed(runs, force)
             title = f"{titled('Table 3', dataset, overrides)} ({recipe})"
             beside = recipe == "paper" and is_the_papers_log(results, dataset)
             grids.append(_ablations(title, dataset, runs, beside))
@@ -169,6 +176,7 @@ def by_setting(results: Iterable[Result]) -> list[tuple[str, str, list[Result]]]
 
 
 def floors_of(results: Iterable[Result], protocols: Container[tuple]) -> list[Result]:
+    """The floors that were measured under some protocols."""
     return [r for r in results if r.model in FLOORS and r.protocol in protocols]
 
 
@@ -177,21 +185,35 @@ def titled(table: str, dataset: str, overrides: str) -> str:
     return f"{table}: {dataset}" + (f" with {overrides}" if overrides else "")
 
 
-def protocols(results: Sequence[Result], force: bool) -> None:
-    """ValueError for results of different splits or protocols, unless forced."""
+def refuse_mixed(results: Sequence[Result], force: bool) -> None:
+    """ValueError, unless forced, for results that do not belong into one table.
+
+    Those are of different splits or protocols, or of one recipe that has changed in between.
+    """
+    if force:
+        return
     first: dict[tuple, Result] = {}
     for result in results:
         first.setdefault(result.protocol, result)
-    if len(first) > 1 and not force:
+    if len(first) > 1:
         listed = "; ".join(
-            f"{r.model} {r.path or r.command}: split {r.split_hash[:12]}, mask_history="
-            f"{str(r.mask_history).lower()}"
+            f"{r.model} {r.path or r.command}: split {r.split_hash[:12]}, order {r.order}, "
+            f"mask_history={str(r.mask_history).lower()}"
             for r in first.values()
         )
         raise ValueError(
             f"{results[0].dataset}: results of different splits or protocols do not belong into "
-            f"one table ({listed}); name fewer runs, or --force"
+            f"one table ({listed}); name fewer runs"
         )
+    seeds: dict[tuple, Result] = {}
+    for result in results:
+        one = seeds.setdefault(result.setting, result)
+        if changes := changed_since(one, result):
+            raise ValueError(
+                f"{one.path or one.command} and {result.path or result.command}: both are "
+                f"{result.model} ({result.recipe}), with {', '.join(changes)}: the recipe has "
+                "changed in between; name the runs of one of the two"
+            )
 
 
 def is_the_papers_log(results: Iterable[Result], dataset: str) -> bool:
@@ -236,9 +258,11 @@ def add_papers(grid: Grid, paper: dict[str, float], runs: Sequence[Result]) -> N
 
 
 def comparable(runs: Iterable[Result]) -> bool:
-    """Whether runs, on the paper's log, have its protocol and no order that makes it easier."""
+    """Whether runs, on the paper's log, have its protocol and the log's own order."""
     return all(
-        run.data_split == "leave_one_out" and not run.mask_history and run.order != "item_id"
+        run.data_split == "leave_one_out"
+        and not run.mask_history
+        and run.order in ("file", "exact")
         for run in runs
     )
 
@@ -283,6 +307,16 @@ def hours(groups: Mapping[str, Sequence[Result]]) -> list[str]:
     where = machines([run for runs in groups.values() for run in runs])
     each = ", ".join(f"{name} {text}" for name, text in spent.items())
     return [f"Hours of training a run: {each}; on {where}."] if spent else []
+
+
+def spent(results: Iterable[Result]) -> str:
+    """Hours of training on each machine; a run that two commands ask for once."""
+    runs = {(*r.setting[:4], r.protocol, r.seed, r.seconds): r for r in results if r.epochs}
+    totals: dict[str, float] = {}
+    for run in runs.values():
+        totals[run.device] = totals.get(run.device, 0) + run.seconds / 3600
+    each = (f"{total:.1f} hours on {device}" for device, total in sorted(totals.items()))
+    return f"All runs that have a figure below were trained in {'; '.join(each)}.\n"
 
 
 def changed(results: Iterable[Result], dataset: str, overrides: str) -> list[str]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from recblr.evaluation.significance import Comparison, compare
 from recblr.report.ranks import read_ranks
-from recblr.report.results import Result, result_of, run_folders
+from recblr.report.results import Result, changed_since, result_of, run_folders
 from recblr.run_folder import METRICS
 
 
@@ -26,7 +26,8 @@ class Group:
         one = self.runs[0]
         variant = "" if one.variant == "default" else f"-{one.variant}"
         seeds = ", ".join(str(run.seed) for run in self.runs)
-        return f"{one.model}{variant} on {one.dataset} (seed {seeds})"
+        setting = " ".join(filter(None, [f"{one.model}{variant} ({one.recipe})", one.overrides]))
+        return f"{setting} on {one.dataset}, seed {seeds}"
 
     def values(self, metric: str) -> tuple[str, NDArray[np.float64]]:
         """sha256 of the users' ids, and the metric of each run and user (S, U), by user id."""
@@ -45,16 +46,21 @@ class Group:
 
 
 def group_at(path: Path) -> Group:
-    """The finished runs at or below a path, which must differ in their seed alone."""
+    """The finished runs at or below a path; ValueError if they differ in more than their seed."""
     runs = [result_of(run) for run in run_folders([path]) if run.finished(test=True)]
     if not runs:
         raise ValueError(f"{path}: no finished run with test metrics")
     for run in runs[1:]:
-        if (run.setting, run.protocol) != (runs[0].setting, runs[0].protocol):
+        alike = (run.setting, run.protocol) == (runs[0].setting, runs[0].protocol)
+        if not alike or changed_since(run, runs[0]):
             raise ValueError(
                 f"{path}: {run.path} and {runs[0].path} differ in more than their seed; name one "
                 "run, or a folder with the seeds of one setting"
             )
+    seeds: dict[int, Result] = {}
+    for run in runs:
+        if (one := seeds.setdefault(run.seed, run)) is not run:
+            raise ValueError(f"{path}: {one.path} and {run.path} have one seed; name one of them")
     return Group(path, sorted(runs, key=lambda run: run.seed))
 
 
@@ -64,8 +70,8 @@ def compare_groups(a: Group, b: Group, metric: str = "ndcg@10") -> Comparison:
         raise ValueError(f"metric={metric}: valid: {', '.join(METRICS)}")
     if a.runs[0].protocol != b.runs[0].protocol:
         raise ValueError(
-            f"{a.path} and {b.path} were not evaluated alike (split, val or test, mask_history): "
-            f"{a.runs[0].protocol} and {b.runs[0].protocol}"
+            f"{a.path} and {b.path} were not evaluated alike (split, val or test, mask_history, "
+            f"order): {a.runs[0].protocol} and {b.runs[0].protocol}"
         )
     users_a, values_a = a.values(metric)
     users_b, values_b = b.values(metric)

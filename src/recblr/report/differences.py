@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recblr.evaluation.significance import has_star, holm
-from recblr.report.accuracy import MODELS, by_setting, protocols
+from recblr.report.accuracy import MODELS, by_setting, refuse_mixed
 from recblr.report.compare import Group, compare_groups
 from recblr.report.results import Result, read_rows, write_csv
 from recblr.run_folder import METRICS
@@ -80,7 +80,7 @@ def differences(results: Sequence[Result]) -> list[Difference]:
     found: list[Difference] = []
     whole = [r for r in results if r.variant == "default" and r.ranks is not None and not r.smoke]
     for dataset, overrides, plain in by_setting(whole):
-        protocols(plain, force=False)
+        refuse_mixed(plain, force=False)
         groups: dict[tuple[str, str], list[Result]] = {}
         for run in plain:
             groups.setdefault((run.model, run.recipe), []).append(run)

@@ -19,12 +19,12 @@ from recblr.report.ranks import keep_ranks, read_ranks
 from recblr.report.results import (
     FLOORS,
     Result,
-    append_curves,
     kept_ranks,
     merged,
     read_csv,
     read_results,
     with_curves,
+    write_curves,
     write_results,
 )
 from recblr.report.speed import record
@@ -91,21 +91,26 @@ class Evidence:
         A smoke run has a cost and no accuracy.
         """
         real = [result for result in self.results if not result.smoke]
-        known = read_csv(folder / ACCURACY) if (folder / ACCURACY).exists() else []
+        known = Evidence.of([folder]).results if (folder / ACCURACY).exists() else []
         known = [replace(r, ranks=_if_there(kept_ranks(folder / RANKS, r))) for r in known]
         every = merged(known, real)
+        files = {kept_ranks(folder / RANKS, r) for r in every}
+        gone = [r for r in known if kept_ranks(folder / RANKS, r) not in files]
         tables = {_table(r) for r in real if r.model not in FLOORS}
         found = differences([r for r in every if _table(r) in tables])
         ranks = {kept_ranks(folder / RANKS, r): read_ranks(r.ranks) for r in real if r.ranks}
         for file, one in ranks.items():  # from here on files are touched
             keep_ranks(one, file)
+        for result in gone:
+            kept_ranks(folder / RANKS, result).unlink(missing_ok=True)
         write_results(folder / ACCURACY, every)
-        append_curves(folder / CURVES, (result for result in real if result.curve))
+        write_curves(folder / CURVES, every)
         append_differences(folder / SIGNIFICANCE, found)
         for run in self.runs:
             record(folder / SPEED, as_rows(run), run.setting)
         return {
-            folder / ACCURACY: f"{len(real)} runs and floors added, {len(every)} in the file",
+            folder / ACCURACY: f"{len(real)} runs and floors added, {len(every)} in the file"
+            + (f", {len(gone)} gone whose recipe has changed since" if gone else ""),
             folder / RANKS: f"where the target of each user came in {len(ranks)} runs",
             folder / CURVES: f"{sum(len(r.curve) for r in real)} epochs",
             folder / SIGNIFICANCE: f"{len(found)} differences",

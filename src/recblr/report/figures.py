@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -149,8 +150,10 @@ def _sweeps(results: Iterable[Result], key: str, label: str) -> dict[str, Figure
     for log, here in _by_protocol(results):
         sweeps: dict[tuple[str, str], dict[float, list[Result]]] = {}
         for run in here:
-            settings = dict(word.split("=", 1) for word in run.overrides.split())
-            if run.model == "recblr" and run.variant == "default" and key in settings:
+            if (run.model, run.variant) != ("recblr", "default"):
+                continue
+            settings = dict(word.split("=", 1) for word in shlex.split(run.overrides))
+            if key in settings:
                 value = float(settings.pop(key))
                 others = " ".join(f"{k}={v}" for k, v in settings.items())
                 sweeps.setdefault((run.recipe, others), {}).setdefault(value, []).append(run)
@@ -158,10 +161,9 @@ def _sweeps(results: Iterable[Result], key: str, label: str) -> dict[str, Figure
         plain = {at: points for at, points in drawn.items() if not at[1]} or drawn
         for (recipe, others), points in sorted(plain.items()):
             number = "5" if key == "model.expansion" else "6"
-            parts = [recipe] if len({recipe for recipe, _ in plain}) > 1 else []
-            parts += others.split()
-            name = "_".join([f"figure{number}_{log}", *parts])
-            figures[name] = _sweep(points, " ".join([log, *parts]), label)
+            name = "_".join([f"figure{number}_{log}_{recipe}", *others.split()])
+            title = " ".join(filter(None, [f"{log}, RecBLR ({recipe})", others]))
+            figures[name] = _sweep(points, title, label)
     return figures
 
 
@@ -178,7 +180,7 @@ def _sweep(points: dict[float, list[Result]], title: str, label: str) -> Figure:
     axes.set_ylim(bottom=0)
     epochs = sorted({run.epochs for runs in points.values() for run in runs})
     span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
-    _finish(axes, f"{title}, RecBLR ({span} epochs)", label, "test metric")
+    _finish(axes, f"{title}, {span} epochs", label, "test metric")
     return figure
 
 
@@ -198,11 +200,14 @@ def _by_protocol(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
         for run in runs:
             if run.model not in FLOORS:
                 alike.setdefault(run.protocol, []).append(run)
-        for number, ours in enumerate(sorted(alike.values(), key=len, reverse=True)):
-            masked = "_masked" if ours[0].mask_history else ""
-            found.append(
-                (f"{dataset}_{ours[0].split_hash[:6]}{masked}" if number else dataset, ours)
-            )
+        usual: Result | None = None
+        for ours in sorted(alike.values(), key=len, reverse=True):
+            one, parts = ours[0], [dataset]
+            if usual:
+                parts += [one.split_hash[:6], "" if one.order == usual.order else one.order]
+                parts += ["masked" if one.mask_history else ""]
+            found.append(("_".join(filter(None, parts)), ours))
+            usual = usual or one
     return found
 
 

@@ -66,6 +66,7 @@ def page(evidence: Evidence, figures: Path) -> str:
         f"## Claims\n\n{claims(evidence)}",
         *([notes.read_text(encoding="utf-8")] if notes.exists() else []),
         "## Accuracy\n",
+        accuracy.spent(evidence.results),
         *map(markdown, accuracy.table1(evidence.results, False, evidence.stars)),
         *map(markdown, accuracy.table3(evidence.results)),
         *map(markdown, settings(evidence.results)),

@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from recblr.report.tables import evaluated_on, run_metrics
-from recblr.run_folder import METRICS, RunFolder, model_name
+from recblr.run_folder import METRICS, Config, RunFolder, model_name
 
 # Overrides that are columns of their own, or that cannot change a result.
 _ELSEWHERE = ("data", "model", "ablation", "seed", "logger", "experiment", "trainer")
 _ELSEWHERE += ("data.path", "data.urls", "data.sha256", "test", "overwrite", "resume")
 _ELSEWHERE += ("trainer.enable_progress_bar", "data.name")
+
+# Of the configuration: what no setting is, or cannot change a result.
+_NO_SETTINGS = {"ablation", "eval_batch_size", "overwrite", "recipe", "resume", "scan", "seed"}
+_NO_SETTINGS |= {"smoke", "test"}
 
 _TOLD_BY_RECIPE = ("recipe=usual/", "recipe=tuned/", "recipe=best/")  # which is a column
 
@@ -33,6 +37,7 @@ FLOORS = ("popularity", "markov")
 class Result:
     """One finished run. path: its folder, None if read from a file. ranks: of its users, if kept.
 
+    settings: `lr=0.001 ..`, what its recipe said when it was trained; a recipe may change later.
     metrics: by name. curve: for each epoch validation NDCG@10 and the seconds until its end.
     """
 
@@ -50,6 +55,7 @@ class Result:
     evaluated_on: str
     seed: int
     split_hash: str
+    settings: str
     epochs: int
     seconds: float
     device: str
@@ -65,7 +71,7 @@ class Result:
     @property
     def protocol(self) -> tuple:
         """What has to be equal for two figures to stand in one table."""
-        return (self.split_hash, self.evaluated_on, self.mask_history)
+        return (self.split_hash, self.evaluated_on, self.mask_history, self.order)
 
     @property
     def setting(self) -> tuple:
@@ -79,6 +85,7 @@ _BEFORE_METRIC = COLUMNS[: COLUMNS.index("split_hash")]
 _AFTER_VALUE = COLUMNS[COLUMNS.index("split_hash") :]
 CSV_COLUMNS = (*_BEFORE_METRIC, "metric", "value", *_AFTER_VALUE)
 _RUN_OF_CURVE = ("dataset", "model", "variant", "recipe", "overrides", "seed")
+_RUN_OF_CURVE += ("split_hash", "evaluated_on", "mask_history", "order")
 CURVE_COLUMNS = (*_RUN_OF_CURVE, "epoch", "val/ndcg@10", "seconds")
 
 
@@ -113,6 +120,7 @@ def result_of(run: RunFolder) -> Result:
         evaluated_on=evaluated_on(run),
         seed=config["seed"],
         split_hash=metrics["split_hash"],
+        settings=settings_of(config),
         epochs=len(epochs),
         seconds=round(seconds[-1], 1) if seconds else 0.0,
         device=about["gpu"] or f"{about['cpu']}, {about['threads']} threads",
@@ -125,6 +133,34 @@ def result_of(run: RunFolder) -> Result:
         ranks=ranks if ranks.exists() else None,
         curve=tuple((row["val/ndcg@10"], round(s, 1)) for row, s in zip(epochs, seconds)),
     )
+
+
+def settings_of(config: Config) -> str:
+    """The single values of a configuration that a recipe may set: `batch_size=2048 ..`."""
+    found = {key: value for key, value in config.items() if key not in _NO_SETTINGS}
+    for section in ("model", "objective"):
+        found |= {f"{section}.{key}": value for key, value in config[section].items()}
+    found["trainer.max_epochs"] = config["trainer"].get("max_epochs")
+    return shlex.join(
+        f"{key}={value}"
+        for key, value in sorted(found.items())
+        if isinstance(value, bool | int | float | str) and not key.endswith("._target_")
+    )
+
+
+def changed_since(one: Result, other: Result) -> list[str]:
+    """`lr=0.001 and 0.003` for each setting in which two runs of one name differ.
+
+    What only one of them has, an option of later code, is not counted.
+    """
+    ours, others = (
+        dict(word.split("=", 1) for word in shlex.split(run.settings)) for run in (one, other)
+    )
+    return [
+        f"{key}={value} and {others[key]}"
+        for key, value in ours.items()
+        if others.get(key, value) != value
+    ]
 
 
 def overrides_of(command: str) -> str:
@@ -164,8 +200,9 @@ def read_results(paths: Iterable[Path]) -> list[Result]:
             continue
         result = result_of(folder)
         if result.model not in FLOORS:
-            for command in folder.read_json("environment.json").get("also", ()):
-                other = replace(result, command=command, overrides=overrides_of(command))
+            for again in folder.read_json("environment.json").get("also", ()):
+                named = {"command": again["command"], "commit": again["commit"] or "unknown"}
+                other = replace(result, overrides=overrides_of(again["command"]), **named)
                 runs[_same(other)] = other
             runs[_same(result)] = result
         counts = {k: v for k, v in run_metrics(folder).items() if k in COUNTS}
@@ -186,6 +223,7 @@ def floor_of(result: Result, name: str, metrics: dict[str, float]) -> Result:
         overrides="",
         objective="",
         target_mode="",
+        settings="",
         seed=0,
         epochs=0,
         seconds=0.0,
@@ -226,23 +264,30 @@ def kept_ranks(folder: Path, result: Result) -> Path:
 
 
 def merged(known: Iterable[Result], new: Iterable[Result]) -> list[Result]:
-    """What is known, with new runs added, or in the place of the same (but for their command)."""
-    runs = {_same(result): result for result in known}
-    return list((runs | {_same(result): result for result in new}).values())
+    """What is known, with new runs added, or in the place of the same (but for their command).
+
+    Of a setting whose recipe has changed since, the known runs go.
+    """
+    added = {_same(result): result for result in new}
+    alike = {(result.setting, result.protocol): result for result in added.values()}
+    kept = {
+        _same(result): result
+        for result in known
+        if not (now := alike.get((result.setting, result.protocol)))
+        or not changed_since(result, now)
+    }
+    return list((kept | added).values())
 
 
-def append_curves(file: Path, results: Iterable[Result]) -> None:
-    """Add the epochs of runs to a `curves.csv`, in place of what it has of the same runs."""
-    runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in read_rows(file) if file.exists() else []:
-        runs.setdefault(tuple(row[name] for name in _RUN_OF_CURVE), []).append(row)
-    for result in results:
-        run = dict(zip(_RUN_OF_CURVE, _run_of_curve(result)))
-        runs[_run_of_curve(result)] = [
-            run | {"epoch": epoch, "val/ndcg@10": f"{value:.6g}", "seconds": seconds}
-            for epoch, (value, seconds) in enumerate(result.curve, start=1)
-        ]
-    write_csv(file, CURVE_COLUMNS, [row for key in sorted(runs) for row in runs[key]])
+def write_curves(file: Path, results: Iterable[Result]) -> None:
+    """Write a `curves.csv`."""
+    rows = [
+        dict(zip(_RUN_OF_CURVE, _run_of_curve(result)))
+        | {"epoch": epoch, "val/ndcg@10": f"{value:.6g}", "seconds": seconds}
+        for result in sorted(results, key=_run_of_curve)
+        for epoch, (value, seconds) in enumerate(result.curve, start=1)
+    ]
+    write_csv(file, CURVE_COLUMNS, rows)
 
 
 def with_curves(results: Iterable[Result], file: Path) -> list[Result]:
@@ -276,8 +321,7 @@ def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 
 
 def _same(result: Result) -> tuple:
-    kept = (result.seed, result.order, result.max_length, result.smoke)
-    return (*result.setting, result.protocol, *kept)
+    return (*result.setting, result.protocol, result.seed, result.smoke)
 
 
 def _typed(row: dict[str, Any], metrics: dict[str, float]) -> Result:

@@ -52,19 +52,20 @@ def _changed(dataset: str, whole: Sequence[Result]) -> list[Grid]:
 def _orders(dataset: str, plain: Sequence[Result]) -> list[Grid]:
     """NDCG@10 with a user's events in several orders, each of which is another task.
 
-    A model that was trained in no order but the data set's own has no row.
+    A model that was trained in no order but the data set's own has no row. An order that comes with
+    two splits, so of two logs, has two columns.
     """
     grids = []
-    for split, max_length in sorted({(r.data_split, r.max_length) for r in plain}):
-        here = [
-            r
-            for r in plain
-            if (r.data_split, r.max_length, r.mask_history) == (split, max_length, False)
-        ]
+    for split in sorted({r.data_split for r in plain}):
+        here = [r for r in plain if r.data_split == split and not r.mask_history]
         orders = sorted({r.order for r in here}, key=ORDERS.index)
         if len(orders) < 2 and not any(r.overrides for r in here):
             continue
-        grid = Grid(f"Orders: {dataset}, {split}, max_length {max_length}", orders)
+        tasks = {(order, r.split_hash): "" for order in orders for r in here if r.order == order}
+        for order, split_hash in tasks:
+            several = sum(order == other for other, _ in tasks) > 1
+            tasks[order, split_hash] = f"{order} {split_hash[:6]}" if several else order
+        grid = Grid(f"Orders: {dataset}, {split}", list(tasks.values()))
         groups: dict[tuple, list[Result]] = {}
         for run in here:
             key = ((*FLOORS, *MODELS).index(run.model), run.recipe)
@@ -73,13 +74,18 @@ def _orders(dataset: str, plain: Sequence[Result]) -> list[Grid]:
             if runs[0].model not in FLOORS and not any(r.overrides for r in runs):
                 continue
             name = runs[0].model + (f" ({recipe})" if recipe else "")
-            by_order = [[r for r in runs if r.order == order] for order in orders]
-            grid.add(name, [cell(some, "ndcg@10") for some in by_order])
+            grid.add(name, [cell(_seeds(runs, *task), "ndcg@10") for task in tasks])
         grid.notes = [
             "NDCG@10, mean ± standard deviation over seeds; all items ranked, history ranked too."
         ]
         grids.append(grid)
     return grids
+
+
+def _seeds(runs: Sequence[Result], order: str, split_hash: str) -> list[Result]:
+    """Those of one task, a run that was also asked for with the log's own order once."""
+    alike = (run for run in runs if (run.order, run.split_hash) == (order, split_hash))
+    return list({run.seed: run for run in alike}.values())
 
 
 def _only_order(result: Result) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from recblr.report.accuracy import by_setting, cell, protocols
+from recblr.report.accuracy import by_setting, cell, refuse_mixed
 from recblr.report.grid import NOT_RUN, Cell, Grid
 from recblr.report.results import (
     Result,
@@ -164,7 +164,7 @@ def table4(results: Sequence[Result], runs: Sequence[Timed], force: bool = False
     grids = []
     for dataset, log, machine in sorted(places):
         here = [one for one in ours if (one.log, one.machine) == (log, machine)]
-        protocols(accuracy.get(dataset, []), force)
+        refuse_mixed(accuracy.get(dataset, []), force)
         title = f"Table 4: {log}"
         grid = Grid(title, [*IN_TABLE_4, "max_length", *UNITS])
         for model in LONG:
