@@ -102,8 +102,7 @@ class Caser(nn.Module):
     def encode(self, batch: SequenceBatch) -> Tensor:
         sequence = batch.sequence
         if self.usual:
-            rows = torch.arange(len(sequence), device=sequence.device)
-            return self._predict(self._last_windows(batch, rows, sequence), batch, sequence)
+            return self._predict(self._padded_windows(batch), batch, sequence)
         # Windows one item apart share most products: all sequences lie in one strip, each behind
         # L-1 rows of zeros. Windows that begin in one sequence and end in the next are not read.
         gap = self.window - 1
@@ -115,19 +114,74 @@ class Caser(nn.Module):
 
     def represent(self, batch: SequenceBatch) -> Tensor:
         sequence = torch.arange(len(batch), device=batch.items.device)
-        return self._predict(self._last_windows(batch, batch.last, sequence), batch, sequence)
-
-    def _last_windows(self, batch: SequenceBatch, rows: Tensor, sequence: Tensor) -> Tensor:
-        """Features (R, F) of the windows that end at the packed rows (R,) of the sequences (R,)."""
-        starts = batch.cu_seqlens[sequence]
-        oldest = rows - self.window + 1
         if self.usual:
-            oldest = torch.maximum(oldest, starts)
-        index = oldest[:, None] + torch.arange(self.window, device=rows.device)  # (R, L)
-        real = (index >= starts[:, None]) & (index <= rows[:, None])
+            features = self._padded_windows(batch)[batch.last]
+        else:
+            x = self._windows(batch, batch.last - self.window + 1, batch.last, sequence)
+            features = self._convolve(x)[:, 0]
+        return self._predict(features, batch, sequence)
+
+    def _windows(
+        self, batch: SequenceBatch, first: Tensor, last: Tensor, sequence: Tensor
+    ) -> Tensor:
+        """L embeddings (R, L, D) from the packed rows `first` (R,) on.
+
+        Slots before the sequence are zeros, slots after `last` (R,) are the padding row if usual.
+        """
+        index = first[:, None] + torch.arange(self.window, device=first.device)  # (R, L)
+        real = (index >= batch.cu_seqlens[sequence][:, None]) & (index <= last[:, None])
         items = torch.where(real, batch.items[index.clamp(0, len(batch.items) - 1)], 0)
-        x = F.embedding(items, self.embedding.weight, padding_idx=0)  # (R, L, D)
-        return self._convolve(x if self.usual else x * real[..., None])[:, 0]
+        x = F.embedding(items, self.embedding.weight, padding_idx=0)
+        return x if self.usual else x * real[..., None]
+
+    def _padded_windows(self, batch: SequenceBatch) -> Tensor:
+        """Features (N, F) of the windows, filled up with padding, that end at every packed row.
+
+        A filter that begins at an item has read until row t what it had read until row t - 1 and
+        one product more; the slots after t are padding, whose part is the same for all. Step n is
+        for the filters that begin at the n-th newest item (0: at padding). Rows lie in the order
+        of their position, the last first: those that have n items are the first `rows_with[n]`.
+        """
+        n_heights, n_h = len(self.horizontal), self.horizontal[0].out_features
+        rows = torch.arange(len(batch.items), device=batch.items.device)
+        position = rows - batch.cu_seqlens[batch.sequence]  # (N,)
+        items = 1 + position.clamp(max=self.window - 1)  # in the window of each row
+        x = self._windows(batch, rows - items + 1, rows, batch.sequence)  # (N, L, D)
+        vertical = self.vertical(x.mT).mT.flatten(1)  # (N, n_v D)
+
+        order = position.argsort(descending=True, stable=True)
+        place = torch.empty_like(order).index_copy(0, order, rows)
+        before = place[(order - 1).clamp(min=0)]  # where the row of one item less lies
+        counts = torch.bincount(items, minlength=self.window + 2)
+        rows_with = counts.flip(0).cumsum(0).flip(0).tolist()
+        padding = (self.window - items)[order]  # slots
+        x = self.embedding(batch.items[order])
+
+        kernels = torch.stack(
+            [
+                F.pad(layer.weight.unflatten(1, (k, -1)), (0, 0, 0, self.window - k))
+                for k, layer in enumerate(self.horizontal, 1)
+            ]
+        )  # (K, n_h, L, D), K = L heights
+        on_padding = kernels @ self.embedding.weight[0].detach()  # (K, n_h, L)
+        on_padding = F.pad(on_padding, (0, 1)).flip(2).cumsum(2).flip(2)  # of slots n, n + 1, ..
+        heights = torch.arange(1, n_heights + 1, device=rows.device)
+
+        read = x.new_zeros(len(x), n_heights, n_h)
+        best, done = torch.full_like(read, -torch.inf), []
+        for n in range(self.window + 1):
+            many = rows_with[n]
+            if n > 0:
+                product = x[:many] @ kernels[:, :, n - 1].flatten(0, 1).T  # (many, K n_h)
+                read = product.view(-1, n_heights, n_h) + read.index_select(0, before[:many])
+            outside = heights > n + padding[:many, None]  # (many, K)
+            scores = (read + on_padding[..., n]).masked_fill(outside[..., None], -torch.inf)
+            best = torch.maximum(best, scores)
+            done.append(best[rows_with[n + 1] :])
+            best = best[: rows_with[n + 1]]
+        horizontal = torch.cat(done[::-1])[place]
+        horizontal = F.relu(horizontal + torch.stack([layer.bias for layer in self.horizontal]))
+        return torch.cat((vertical, horizontal.flatten(1)), 1)
 
     def _convolve(self, x: Tensor) -> Tensor:
         """Strips (S, M, D) -> features (S, M-L+1, F) of their windows, F = n_v D + n_h L."""
