@@ -191,7 +191,7 @@ def test_recipe_can_be_taken_from_another_data_set_and_the_command_line_wins():
 # Defaults of the usual library, or of the authors for what it lacks, as `model.`, beside dropout.
 USUAL = {
     "fpmc": (None, {}),
-    "caser": (0.4, {"window": "max_length", "n_h": 8, "n_v": 4}),
+    "caser": (0.4, {"usual": True, "window": None, "n_h": None, "n_v": 4}),
     "narm": (0.25, {"hidden": 128, "n_layers": 1, "head_dropout": 0.5}),
     "gru4rec": (0.3, {"hidden": 128, "n_layers": 1}),
     "sasrec": (0.5, {"n_layers": 2, "n_heads": 2}),
@@ -214,12 +214,14 @@ def test_a_usual_recipe_sets_what_is_the_models_and_leaves_what_is_the_datas(nam
     dropout, settings = USUAL[name]
     assert cfg.dropout == (data_set.dropout if dropout is None else dropout)
     for key, value in settings.items():
-        assert cfg.model[key] == (cfg.max_length if value == "max_length" else value), key
+        assert cfg.model[key] == value, key
     assert (cfg.model.d_model, cfg.lr, cfg.weight_decay) == (64, 1e-3, 0.0)
     assert cfg.recipe == "usual"
     for key in ("max_length", "batch_size", "eval_batch_size"):
         assert cfg[key] == data_set[key]
-    build_model(cfg.model, n_items=7, n_users=3)
+    model = build_model(cfg.model, n_items=7, n_users=3)
+    if name == "caser":  # what `usual` stands for
+        assert (model.window, model.horizontal[0].out_features) == (cfg.max_length, 8)
 
 
 @pytest.mark.parametrize(
