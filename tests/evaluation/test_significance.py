@@ -100,7 +100,7 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
     adjusted = holm([0.02, float("nan"), 0.01])
-    assert adjusted[0] == pytest.approx(0.04) and adjusted[2] == pytest.approx(0.03)
+    assert adjusted[0] == pytest.approx(0.02) and adjusted[2] == pytest.approx(0.02)
     assert math.isnan(adjusted[1])
     assert holm([]) == []
 

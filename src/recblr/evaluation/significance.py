@@ -103,11 +103,11 @@ def welch_p(a: Floats, b: Floats) -> float:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Holm's adjusted p (1979), in the order given: NaN stays, and counts like a p of 1."""
+    """Holm's adjusted p (1979), in the order given: NaN, no test, stays and is not counted."""
     known = sorted((p, i) for i, p in enumerate(p_values) if p == p)
     adjusted, largest = list(p_values), 0.0
     for rank, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
+        largest = max(largest, min(1.0, p * (len(known) - rank)))
         adjusted[i] = largest
     return adjusted
 
