@@ -188,13 +188,19 @@ class RunFolder:
     def read_config(self) -> Config:
         import yaml
 
-        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"{self.path / 'config.yaml'}: no configuration; delete the folder")
+        return config
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         self._write(name, json.dumps(content, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.path / name}: {error}; delete the folder") from None
 
     def write_ranks(self, columns: dict[str, Any]) -> None:
         """`test_ranks.parquet`: user_id, item_id (str), higher, equal (int32), a row per user."""

@@ -236,6 +236,40 @@ def test_kept_ranks_give_every_metric_of_every_user(tmp_path):
         assert (kept.metric(name) == whole.metric(name)).all() and whole.metric(name).any()
 
 
+def test_several_folders_are_read_and_not_the_results_of_the_repository(
+    seeds, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "other/a", "gru4rec", dataset="gowalla")
+    run(capsys, "collect", tmp_path / "other")
+    text = run(capsys, "table1", seeds / "recblr", seeds / "sasrec")
+    assert "gowalla" not in text and row(text, "sasrec (paper)")[0] == "3"
+    with pytest.raises(SystemExit, match="absent: no such folder"):
+        main(["table1", str(seeds), "absent"])
+    collected = run(capsys, "collect", seeds / "recblr", seeds / "sasrec")
+    assert "9 runs and floors added, 11 in the file" in collected
+
+
+@pytest.mark.parametrize(
+    "before, after, said",
+    [
+        ("split_hash,settings", "split_hash,other", "no column settings in .*accuracy.csv"),
+        ("hr@20,", "", "line 5 of .*accuracy.csv has not as many columns"),
+        ("ndcg@20,0.", "ndcg@20,zero", "accuracy.csv: could not convert string to float"),
+        ("mrr@20", "auc", "accuracy.csv: .*: no row of mrr@20"),
+    ],
+)
+def test_a_broken_file_of_results_is_named(tmp_path, capsys, monkeypatch, before, after, said):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs/a")
+    run(capsys, "collect", tmp_path / "runs")
+    file = tmp_path / "results/accuracy.csv"
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after, 1))
+    with pytest.raises(SystemExit, match=said):
+        main(["table1"])
+
+
 def test_without_run_folders_and_results_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="name a folder of runs"):

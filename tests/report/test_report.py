@@ -1,6 +1,7 @@
 """Tables, figures, status and comparisons from run folders that were made up."""
 
 import json
+import os
 import re
 import shutil
 
@@ -97,7 +98,10 @@ def test_other_splits_or_protocols_are_refused_unless_forced(runs, capsys, chang
     write_run(runs / "other", "lrurec", **changes)
     with pytest.raises(SystemExit, match=r"different splits or protocols.*name fewer runs"):
         main(["table1", str(runs)])
-    assert "lrurec (paper)" in run(capsys, "table1", runs, "--force")
+    forced = run(capsys, "table1", runs, "--force")
+    assert "lrurec (paper)" in forced and "MIXED: 2 splits or protocols" in forced
+    with pytest.raises(SystemExit):
+        main(["settings", str(runs), "--force"])  # has no meaning there
 
 
 def test_the_papers_values_do_not_stand_beside_another_protocol(tmp_path, capsys):
@@ -123,6 +127,9 @@ def test_runs_of_a_recipe_that_changed_in_between_share_no_cell(tmp_path, capsys
     write_run(tmp_path / "after/3", seed=3, skill=0.9, repeat_bias=True, **after)
     with pytest.raises(SystemExit, match=r"lr=0\.00. and 0\.00.*the recipe has changed in between"):
         main(["table1", str(tmp_path)])
+    write_run(tmp_path / "other", seed=1, command="python train.py lr=0.1", **before)
+    with pytest.raises(SystemExit, match="the recipe has changed in between"):
+        main(["settings", str(tmp_path)])
     files = tmp_path / "files"
     run(capsys, "collect", tmp_path / "before", "--to", files)
     assert "2 gone whose recipe has changed since" in run(
@@ -394,6 +401,36 @@ def test_a_group_has_one_setting(runs, tmp_path):
         main(["compare", str(runs / "absent"), str(runs / "sasrec")])
     with pytest.raises(SystemExit, match="metric=auc: valid: hr@10"):
         main(["compare", str(runs / "recblr"), str(runs / "sasrec"), "--metric", "auc"])
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("config.yaml", "", "config.yaml: no configuration; delete the folder"),
+        ("test_metrics.json", '{"hr@10": 0.', "test_metrics.json: .*; delete the folder"),
+    ],
+)
+def test_a_broken_run_folder_is_named(runs, name, content, said):
+    (runs / "sasrec/s1" / name).write_text(content)
+    with pytest.raises(SystemExit, match=f"sasrec/s1/{said}"):
+        main(["table1", str(runs)])
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(runs, monkeypatch):
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("sasrec"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(SystemExit, match=r"Permission denied.*sasrec"):
+        main(["table1", str(runs)])
+
+
+def test_pictures_lie_beside_what_they_were_drawn_from(runs, capsys):
+    assert f"written: {runs}/figures/curves_amazon-beauty.png" in run(capsys, "curves", runs)
 
 
 def test_a_grid_in_three_languages():

@@ -80,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         made = command(name, _table if name in TABLES else _figures, text)
         sources = f"run folders, or one that `collect` filled ({RESULTS})"
         made.add_argument("runs", nargs="*", type=Path, metavar="RUNS", help=sources)
-        made.add_argument("--out", type=Path, help="folder of the files")
+        beside = "" if name in TABLES else f" (figures/ in the first RUNS, or in {RESULTS})"
+        made.add_argument("--out", type=Path, help=f"folder of the files{beside}")
         made.set_defaults(force=False)
         if name in MIXABLE:
             made.add_argument("--force", action="store_true", help="mix splits and protocols")
@@ -126,7 +127,8 @@ def _figures(options: argparse.Namespace) -> None:
             made |= getattr(figures, name)(evidence.results)
     if not made:
         raise ValueError(f"{options.name}: no finished run to draw")
-    for file in figures.save(made, options.out or RESULTS / "figures"):
+    beside = options.runs[0] if options.runs else RESULTS
+    for file in figures.save(made, options.out or beside / "figures"):
         print(f"written: {file}")
 
 

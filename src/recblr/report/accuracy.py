@@ -205,6 +205,11 @@ def refuse_mixed(results: Sequence[Result], force: bool) -> None:
             f"{results[0].dataset}: results of different splits or protocols do not belong into "
             f"one table ({listed}); name fewer runs"
         )
+    refuse_changed(results)
+
+
+def refuse_changed(results: Iterable[Result]) -> None:
+    """ValueError for runs of one recipe that has changed in between."""
     seeds: dict[tuple, Result] = {}
     for result in results:
         one = seeds.setdefault(result.setting, result)
@@ -289,11 +294,16 @@ def notes(results: Sequence[Result]) -> list[str]:
     if one is None:
         return []
     masked = "not ranked" if one.mask_history else "ranked too"
+    lengths = ", ".join(map(str, sorted({r.max_length for r in results if r.model not in FLOORS})))
+    tasks = {r.protocol for r in results}
+    mixed = [f"MIXED: {len(tasks)} splits or protocols; what follows is of the first."]
     smoke = ["SMOKE RUNS: these figures mean nothing."] if one.smoke else []
     return [
         *smoke,
+        *(mixed if len(tasks) > 1 else []),
         f"Mean ± standard deviation over seeds; {one.data_split}, all items ranked, history "
-        f"{masked}, order {one.order}, max_length {one.max_length}; split {one.split_hash[:12]}.",
+        f"{masked}, order {one.order}, max_length {lengths or one.max_length}; "
+        f"split {one.split_hash[:12]}.",
     ]
 
 

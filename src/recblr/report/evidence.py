@@ -53,8 +53,8 @@ class Evidence:
 
         Raises FileNotFoundError for a folder that is not there, ValueError without both.
         """
-        folder = runs[0] if len(runs) == 1 else RESULTS
-        if runs and not (folder / ACCURACY).is_file():
+        folder = runs[0] if runs else RESULTS
+        if len(runs) > 1 or (runs and not (folder / ACCURACY).is_file()):
             return cls(read_results(runs), read_timed(runs))
         if not (folder / ACCURACY).is_file():
             raise ValueError(f"{folder / ACCURACY} is not here: name a folder of runs, e.g. runs")

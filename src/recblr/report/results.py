@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -90,12 +91,18 @@ CURVE_COLUMNS = (*_RUN_OF_CURVE, "epoch", "val/ndcg@10", "seconds")
 
 
 def run_folders(paths: Iterable[Path]) -> Iterator[RunFolder]:
-    """Every run folder at or below some paths; FileNotFoundError for a path that is not there."""
+    """Every run folder at or below some paths; OSError for a path that cannot be read."""
     for path in paths:
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: no such folder")
-        for config in sorted(path.rglob("config.yaml")):
-            yield RunFolder(config.parent)
+        for folder, below, files in os.walk(path, onerror=_not_readable):
+            below.sort()
+            if "config.yaml" in files:
+                yield RunFolder(folder)
+
+
+def _not_readable(error: OSError) -> None:
+    raise error
 
 
 def result_of(run: RunFolder) -> Result:
@@ -237,10 +244,18 @@ def floor_of(result: Result, name: str, metrics: dict[str, float]) -> Result:
 def read_csv(file: Path) -> list[Result]:
     """The runs of an `accuracy.csv`: its rows, gathered by all columns but metric and value."""
     gathered: dict[tuple[str, ...], dict[str, float]] = {}
-    for row in read_rows(file):
-        key = tuple(row[name] for name in COLUMNS)
-        gathered.setdefault(key, {})[row["metric"]] = float(row["value"])
-    return [_typed(dict(zip(COLUMNS, key)), metrics) for key, metrics in gathered.items()]
+    rows = read_rows(file, CSV_COLUMNS)
+    try:
+        for row in rows:
+            key = tuple(row[name] for name in COLUMNS)
+            gathered.setdefault(key, {})[row["metric"]] = float(row["value"])
+        results = [_typed(dict(zip(COLUMNS, key)), metrics) for key, metrics in gathered.items()]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from None
+    for result in results:
+        if lacks := [name for name in METRICS if name not in result.metrics]:
+            raise ValueError(f"{file}: {result.command}: no row of {', '.join(lacks)}")
+    return results
 
 
 def write_results(file: Path, results: Iterable[Result]) -> None:
@@ -293,7 +308,7 @@ def write_curves(file: Path, results: Iterable[Result]) -> None:
 def with_curves(results: Iterable[Result], file: Path) -> list[Result]:
     """Results with what a `curves.csv` has of them."""
     curves: dict[tuple[str, ...], list[tuple[float, float]]] = {}
-    for row in read_rows(file):
+    for row in read_rows(file, CURVE_COLUMNS):
         key = tuple(row[name] for name in _RUN_OF_CURVE)
         curves.setdefault(key, []).append((float(row["val/ndcg@10"]), float(row["seconds"])))
     return [replace(r, curve=tuple(curves.get(_run_of_curve(r), ()))) for r in results]
@@ -303,10 +318,17 @@ def _run_of_curve(result: Result) -> tuple[str, ...]:
     return tuple(str(getattr(result, name)) for name in _RUN_OF_CURVE)
 
 
-def read_rows(file: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, as text."""
+def read_rows(file: Path, columns: Iterable[str] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV file, as text; ValueError if it has not some columns, or a row is short."""
     with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+        reader = csv.DictReader(lines)
+        if missing := set(columns) - set(reader.fieldnames or ()):
+            raise ValueError(f"no column {', '.join(sorted(missing))} in {file}; collect it anew")
+        rows = list(reader)
+    for number, row in enumerate(rows, 2):
+        if None in row.values() or None in row:
+            raise ValueError(f"line {number} of {file} has not as many columns as its head")
+    return rows
 
 
 def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recblr.report.accuracy import MODELS, by_dataset, cell, floors_of, machines, notes, span
+from recblr.report.accuracy import (
+    MODELS,
+    by_dataset,
+    cell,
+    floors_of,
+    machines,
+    notes,
+    refuse_changed,
+    span,
+)
 from recblr.report.grid import Grid
 from recblr.report.results import FLOORS, Result
 
@@ -16,6 +25,7 @@ def settings(results: Sequence[Result]) -> list[Grid]:
     grids = []
     for dataset, here in by_dataset(results):
         whole = [r for r in here if r.model in (*FLOORS, *MODELS) and r.variant == "default"]
+        refuse_changed(whole)
         grids += _changed(dataset, whole)
         grids += _orders(dataset, [r for r in whole if not r.overrides or _only_order(r)])
     return grids
