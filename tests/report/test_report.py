@@ -76,8 +76,10 @@ def test_table3_has_every_ablation(runs, capsys):
 
 def test_table3_keeps_recipes_apart(runs, capsys):
     write_run(runs / "best", seed=1, skill=0.9, recipe="best")
+    write_run(runs / "whole", dataset="gowalla")  # no part of it was left out
     text = run(capsys, "table3", runs)
     assert "Table 3: amazon-beauty (paper)" in text and "(best)" not in text
+    assert "gowalla" not in text and "gowalla (paper)" in run(capsys, "table3", runs / "whole")
     assert row(text, "default")[0] == "3"
     write_run(runs / "best-no_pffn", seed=1, skill=0.8, recipe="best", ablation="no_pffn")
     best, paper = run(capsys, "table3", runs).split("amazon-beauty (paper)")

@@ -118,13 +118,16 @@ def _max_lengths(results: Iterable[Result], dataset: str) -> set[int]:
 def table3(results: Sequence[Result], force: bool = False) -> list[Grid]:
     """A grid per data set and recipe: RecBLR whole and with one part left out.
 
-    A recipe of which no part was left out has none, unless no recipe of the data set has. The
+    A data set or a recipe of which no part was left out has none, unless that is so of all. The
     paper's values stand beside its own recipe.
     """
     grids = []
-    for dataset, overrides, ours in by_setting(r for r in results if r.model == "recblr"):
-        ablated = {r.recipe for r in ours if r.variant != "default"}
-        for recipe in sorted(ablated or {r.recipe for r in ours}):
+    logs = by_setting(r for r in results if r.model == "recblr")
+    ablated = {(log, r.recipe) for log, _, ours in logs for r in ours if r.variant != "default"}
+    for dataset, overrides, ours in logs:
+        for recipe in sorted({r.recipe for r in ours}):
+            if ablated and (dataset, recipe) not in ablated:
+                continue
             runs = [r for r in ours if r.recipe == recipe]
             refuse_mixed(runs, force)
             title = f"{titled('Table 3', dataset, overrides)} ({recipe})"

@@ -121,7 +121,7 @@ def accuracy_against_time(results: Sequence[Result]) -> dict[str, Figure]:
             for device, shape in zip(devices, MARKERS):
                 axes.plot([], [], shape, color="black", markersize=4, label=device)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         where = devices[0] if len(devices) == 1 else "by machine (shape)"
