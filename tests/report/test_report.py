@@ -297,6 +297,8 @@ def test_curves_of_ablations_stand_beside_their_own_recipe_and_labels_fit(runs):
     made = figures.curves(read_results([runs]))
     write_run(runs / "long", command=command)
     long = figures.curves(read_results([runs / "long"]))
+    write_run(runs / "order", order="shuffled", split_hash="bb" * 32,
+              command="python train.py data.order=shuffled")  # fmt: skip
     assert figures.curves(read_results([runs])).keys() == made.keys()
     both, ablated = made["curves_amazon-beauty"], made["curves_amazon-beauty_ablations_paper"]
     for figure, shown in ((both, 3), (ablated, 2), (long["curves_amazon-beauty"], 1)):

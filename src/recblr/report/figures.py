@@ -185,10 +185,16 @@ def _sweep(points: dict[float, list[Result]], title: str, label: str) -> Figure:
 
 
 def _recipes(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
-    """By log and protocol: the runs of recipes as they are; where there is none, all of them."""
-    return [
-        (log, [run for run in runs if not run.overrides] or runs)
+    """By log and protocol: the runs of recipes as they are; of a log that has none, all runs."""
+    found = [
+        (log, runs, [run for run in runs if not run.overrides])
         for log, runs in _by_protocol(results)
+    ]
+    with_recipes = {runs[0].dataset for _, runs, plain in found if plain}
+    return [
+        (log, plain or runs)
+        for log, runs, plain in found
+        if plain or runs[0].dataset not in with_recipes
     ]
 
 
