@@ -11,8 +11,9 @@ from made_up_runs import write_run
 from recblr.report.__main__ import main
 from recblr.report.differences import after_holm, differences
 from recblr.report.evidence import Evidence
+from recblr.report.files import read_rows
 from recblr.report.ranks import UserRanks, keep_ranks, read_ranks
-from recblr.report.results import read_results, read_rows
+from recblr.report.results import read_results
 from recblr.report.timed import UNITS, read_timed
 from recblr.run_folder import METRICS
 

@@ -11,15 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from recblr.report import figures
 from recblr.report.__main__ import main
+from recblr.report.files import merged, read_csv, write_results
 from recblr.report.grid import Cell, Grid, as_csv, latex, markdown
-from recblr.report.results import (
-    merged,
-    overrides_of,
-    read_csv,
-    read_results,
-    without_folders,
-    write_results,
-)
+from recblr.report.results import overrides_of, read_results, settings_of, without_folders
 from recblr.run_folder import METRICS
 
 
@@ -194,6 +188,13 @@ def test_results_come_back_from_the_csv_and_give_the_same_table(runs, tmp_path, 
 )  # fmt: skip
 def test_overrides_are_what_no_column_has(command, expected):
     assert overrides_of(command) == expected
+
+
+def test_settings_are_what_a_recipe_may_set_and_no_scan():
+    model = {"_target_": "a.B", "scan": "cpu", "usual": True}
+    config = {"lr": 0.1, "seed": 3, "scan": "cpu", "paths": {"runs": "r"}, "model": model,
+              "objective": {"_target_": "c.D"}, "trainer": {"max_epochs": 5}}  # fmt: skip
+    assert settings_of(config) == "lr=0.1 model.usual=True trainer.max_epochs=5"
 
 
 def test_settings_have_each_recipe_and_what_was_changed_in_it(tmp_path, capsys):

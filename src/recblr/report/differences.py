@@ -14,7 +14,8 @@ from typing import Any
 from recblr.evaluation.significance import has_star, holm
 from recblr.report.accuracy import MODELS, by_setting, refuse_mixed
 from recblr.report.compare import Group, compare_groups
-from recblr.report.results import Result, read_rows, write_csv
+from recblr.report.files import read_rows, write_csv
+from recblr.report.results import Result
 from recblr.run_folder import METRICS
 
 OURS = "recblr"

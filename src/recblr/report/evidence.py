@@ -15,18 +15,16 @@ from recblr.report.differences import (
     differences,
     read_differences,
 )
-from recblr.report.ranks import keep_ranks, read_ranks
-from recblr.report.results import (
-    FLOORS,
-    Result,
+from recblr.report.files import (
     kept_ranks,
     merged,
     read_csv,
-    read_results,
     with_curves,
     write_curves,
     write_results,
 )
+from recblr.report.ranks import keep_ranks, read_ranks
+from recblr.report.results import FLOORS, Result, read_results
 from recblr.report.speed import record
 from recblr.report.timed import Timed, as_rows, read_timed, read_timed_csv
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from recblr.report import accuracy, timed
 from recblr.report.claims import claims
 from recblr.report.evidence import SPEED, Evidence
+from recblr.report.files import read_rows
 from recblr.report.grid import Grid, markdown
-from recblr.report.results import read_rows
 from recblr.report.settings import settings
 
 # Of `speed.csv`: what, unit, title. A row per backend, a column per case.
