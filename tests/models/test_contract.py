@@ -122,7 +122,8 @@ def test_every_position_is_the_representation_of_its_prefix(name):
 
 
 @pytest.mark.parametrize(
-    "name, changes", [(n, {}) for n in CAUSAL] + [(n, {"repeat_bias": True}) for n in REPEATS]
+    "name, changes",
+    [*((n, {}) for n in CAUSAL), *((n, {"repeat_bias": True}) for n in REPEATS if n in CAUSAL)],
 )
 @pytest.mark.parametrize("objective", [CrossEntropy(), None], ids=["loss", "linear"])
 def test_all_positions_and_prefix_rows_have_one_loss_and_one_gradient(name, changes, objective):
@@ -146,6 +147,7 @@ def test_all_positions_and_prefix_rows_have_one_loss_and_one_gradient(name, chan
 @pytest.mark.parametrize("name", REPEATS)
 def test_a_repeat_bias_moves_the_scores_of_the_items_met_and_no_others(name):
     plain, shifted = tiny(name), tiny(name, repeat_bias=True)
+    shifted.repeat_bias.weight.data.fill_(-0.3)
     weights = shifted.state_dict()
     bias = REPEAT_SCALE * weights.pop("repeat_bias.weight")
     plain.load_state_dict(weights)
@@ -153,7 +155,6 @@ def test_a_repeat_bias_moves_the_scores_of_the_items_met_and_no_others(name):
     expected = block_scorer(plain, batch)(2, V + 1)
     expected[0, [1, 5]] += bias  # items 3 and 7; 1 is in another block
     expected[1, 7] += bias
-    assert bias.abs() > 0.1
     torch.testing.assert_close(block_scorer(shifted, batch)(2, V + 1), expected, **CLOSE)
 
 

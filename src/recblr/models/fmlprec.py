@@ -37,6 +37,7 @@ Departures from the official implementation: its layers are copies of one, so al
 equal; here each is drawn alone, N(0, 0.02) per part. `usual=True` starts them equal. Its training,
 apart from the model, also has a row with an empty history per user, cuts users to their last L
 training items, and draws the negatives of BCE outside the user's items.
+`repeat_bias`, ours, adds a `blocks.RepeatBias` to the score.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from recblr.models.blocks import (
     NORM_EPS,
     WEIGHT_STD,
     FeedForward,
+    RepeatBias,
     check_dropout,
     check_lengths,
     check_sizes,
@@ -98,6 +100,7 @@ class FMLPRec(nn.Module):
         n_layers: int = 2,
         dropout: float = 0.5,
         usual: bool = False,
+        repeat_bias: bool = False,
     ):
         super().__init__()
         check_sizes(max_length=max_length, d_model=d_model, n_layers=n_layers)
@@ -110,6 +113,7 @@ class FMLPRec(nn.Module):
         self.layers = nn.ModuleList(
             FilterLayer(d_model, max_length, dropout) for _ in range(n_layers)
         )
+        self.repeat_bias = RepeatBias() if repeat_bias else None
         self.apply(init_weights)
         if usual:
             with torch.no_grad():
