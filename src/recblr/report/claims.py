@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from statistics import mean
 
-from recblr.report.accuracy import MODELS, by_setting, cell, comparable, is_the_papers_log
+from recblr.report.accuracy import cell
 from recblr.report.evidence import Evidence
+from recblr.report.groups import MODELS, by_setting, comparable, is_the_papers_log
 from recblr.report.results import FLOORS, Result
 from recblr.report.tables import paper_row
 

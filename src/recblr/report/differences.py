@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from recblr.evaluation.significance import has_star, holm
-from recblr.report.accuracy import MODELS, by_setting, refuse_mixed
 from recblr.report.compare import Group, compare_groups
 from recblr.report.files import read_rows, write_csv
+from recblr.report.groups import MODELS, by_setting, refuse_mixed
 from recblr.report.results import Result
 from recblr.run_folder import METRICS
 

@@ -13,7 +13,7 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from recblr.report.accuracy import MODELS, by_dataset
+from recblr.report.groups import MODELS, by_dataset
 from recblr.report.results import FLOORS, Result
 from recblr.report.timed import LONG, UNITS, Timed, extrapolated, fastest
 

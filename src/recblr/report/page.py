@@ -10,6 +10,7 @@ from recblr.report.claims import claims
 from recblr.report.evidence import SPEED, Evidence
 from recblr.report.files import read_rows
 from recblr.report.grid import Grid, markdown
+from recblr.report.groups import by_setting
 from recblr.report.settings import settings
 
 # Of `speed.csv`: what, unit, title. A row per backend, a column per case.
@@ -93,7 +94,7 @@ def _picture(file: Path) -> str:
 def _differences(evidence: Evidence) -> list[Grid]:
     """NDCG@10 and HR@10 of RecBLR minus each baseline's, a grid per data set and metric."""
     grids = []
-    shown = {(dataset, changed) for dataset, changed, _ in accuracy.by_setting(evidence.results)}
+    shown = {(dataset, changed) for dataset, changed, _ in by_setting(evidence.results)}
     tables = shown & {(one.dataset, one.overrides) for one in evidence.differences}
     for dataset, overrides, metric in sorted((*table, m) for table in tables for m in METRICS):
         columns = ["seeds", "difference", "95 % interval", "p users", "p seeds", "star"]

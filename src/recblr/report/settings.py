@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recblr.report.accuracy import (
-    MODELS,
-    by_dataset,
-    cell,
-    floors_of,
-    machines,
-    notes,
-    refuse_changed,
-    span,
-)
+from recblr.report.accuracy import cell, machines, notes, span
 from recblr.report.grid import Grid
+from recblr.report.groups import MODELS, by_dataset, floors_of, refuse_changed
 from recblr.report.results import FLOORS, Result
 
 ORDERS = ("file", "exact", "recbole_float32", "item_id", "shuffled")

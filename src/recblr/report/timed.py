@@ -15,9 +15,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from recblr.report.accuracy import by_setting, cell, refuse_mixed
+from recblr.report.accuracy import cell
 from recblr.report.files import read_rows
 from recblr.report.grid import NOT_RUN, Cell, Grid
+from recblr.report.groups import by_setting, refuse_mixed
 from recblr.report.results import Result, overrides_of, run_folders, without_folders
 from recblr.report.speed import Row, Setting
 from recblr.report.tables import paper_row, run_metrics
