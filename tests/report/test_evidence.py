@@ -122,6 +122,10 @@ def test_runs_whose_folders_are_gone_are_compared_with_new_ones(seeds, tmp_path,
     assert "### Differences of HR@10: amazon-beauty" in (tmp_path / "page.md").read_text()
     with pytest.raises(SystemExit, match=r"apart/ranks: no accuracy\.csv; `collect RUNS --to`"):
         main(["page", str(apart / "ranks"), "--out", str(tmp_path / "page.md")])
+    head, *_ = (apart / "accuracy.csv").read_text().splitlines(True)
+    (tmp_path / "accuracy.csv").write_text(head)
+    with pytest.raises(SystemExit, match=f"page: no finished run in {tmp_path}"):
+        main(["page", str(tmp_path), "--out", str(tmp_path / "page.md")])
     file = next((apart / "ranks").rglob("recblr_paper_s0_*.parquet"))
     (ndcg,) = [
         float(r["value"])

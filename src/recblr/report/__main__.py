@@ -162,6 +162,8 @@ def _page(options: argparse.Namespace) -> None:
     evidence = Evidence.of([options.results])
     if evidence.folder is None:
         raise ValueError(f"{options.results}: no accuracy.csv; `collect RUNS --to` writes it")
+    if not evidence.results and not evidence.runs:
+        raise ValueError(f"page: no finished run in {options.results}")
     options.out.write_text(page(evidence, options.results / "figures"), encoding="utf-8")
     print(f"written: {options.out}")
 
