@@ -330,6 +330,8 @@ def test_every_argument_has_its_default_in_the_yaml_and_reaches_the_object(group
     more = {"cloze": ["model=bert4rec"]}.get(name, [])
     if key == "max_length":  # what it is read for
         more = {"caser": ["model.usual=true"], "recblr": ["model.released=true"]}.get(name, [])
+    if key == "recurrence":  # what is left without it
+        more = ["direct_conv=2"]
     cfg = copy.deepcopy(composed(*more, f"{group}={name}"))
     given, path = node(group, name)[key], f"{group}.{key}"
     if (name, key) == ("cloze", "usual"):
@@ -342,7 +344,14 @@ def test_every_argument_has_its_default_in_the_yaml_and_reaches_the_object(group
         assert repr(given) == repr(defaults(group, name)[key])
 
     before, value = built(cfg, group), OmegaConf.select(cfg, path)
-    others = {"auto": "reference", "uniform": "linspace", "None": 3, "False": True, "True": False}
+    others = {
+        "auto": "reference",
+        "uniform": "linspace",
+        "None": 3,
+        "0": 2,
+        "False": True,
+        "True": False,
+    }
     other = value / 2 or 0.5 if isinstance(value, float) else others.get(str(value))
     OmegaConf.update(cfg, path, 2 * value if other is None else other)
     same = [a == b for a, b in zip(before, built(cfg, group), strict=True)]

@@ -93,8 +93,9 @@ def test_a_rectangle_is_less_than_twice_as_long_as_its_sequences_but_for_the_sho
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_layer_computes_its_last_rows_alone(causal):
-    layer, batch = AttentionLayer(12, 3, 0.0, causal).double(), batch_like(LENGTHS)
+@pytest.mark.parametrize("direct_conv", [0, 4])
+def test_a_layer_computes_its_last_rows_alone(causal, direct_conv):
+    layer, batch = AttentionLayer(12, 3, 0.0, causal, direct_conv).double(), batch_like(LENGTHS)
     x = torch.randn(sum(LENGTHS), 12, dtype=torch.float64)
-    expected = layer(x, Rectangles.of(batch, 3))[batch.last]
+    expected = layer(x, batch, Rectangles.of(batch, 3))[batch.last]
     torch.testing.assert_close(layer.last_rows(x, batch), expected)

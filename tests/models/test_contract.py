@@ -44,7 +44,15 @@ CLASSES = classes()
 CAUSAL = [name for name, cls in CLASSES.items() if cls.causal]
 NOT_CAUSAL = [name for name, cls in CLASSES.items() if not cls.causal]
 REPEATS = [n for n, cls in CLASSES.items() if "repeat_bias" in inspect.signature(cls).parameters]
+DIRECT = [n for n, cls in CLASSES.items() if "direct_conv" in inspect.signature(cls).parameters]
+WITH_CONV = [(n, {"direct_conv": 3}) for n in DIRECT]
+WITH_CONV += [("recblr", {"direct_conv": 4, "recurrence": False})]
 RECURRENT = [name for name, cls in CLASSES.items() if hasattr(cls, "step")]
+
+
+def with_conv(names) -> list[tuple[str, dict]]:
+    """Cases of models, and of those that can have a direct convolution with one."""
+    return [*((name, {}) for name in names), *WITH_CONV]
 
 
 def tiny(name: str, dtype=torch.float64, **changes):
@@ -110,9 +118,9 @@ def test_shapes_and_protocol(name):
     assert block_scorer(model, batch)(1, V + 1).isfinite().all()
 
 
-@pytest.mark.parametrize("name", CAUSAL)
-def test_every_position_is_the_representation_of_its_prefix(name):
-    model, batch = tiny(name), histories()
+@pytest.mark.parametrize("name, changes", with_conv(CAUSAL))
+def test_every_position_is_the_representation_of_its_prefix(name, changes):
+    model, batch = tiny(name, **changes), histories()
     encoded = model.encode(batch)
     for sequence, length in enumerate(LENGTHS):
         start = batch.cu_seqlens[sequence]
@@ -123,7 +131,11 @@ def test_every_position_is_the_representation_of_its_prefix(name):
 
 @pytest.mark.parametrize(
     "name, changes",
-    [*((n, {}) for n in CAUSAL), *((n, {"repeat_bias": True}) for n in REPEATS if n in CAUSAL)],
+    [
+        *((n, {}) for n in CAUSAL),
+        *((n, {"repeat_bias": True}) for n in REPEATS if n in CAUSAL),
+        *WITH_CONV,
+    ],
 )
 @pytest.mark.parametrize("objective", [CrossEntropy(), None], ids=["loss", "linear"])
 def test_all_positions_and_prefix_rows_have_one_loss_and_one_gradient(name, changes, objective):
@@ -140,7 +152,10 @@ def test_all_positions_and_prefix_rows_have_one_loss_and_one_gradient(name, chan
             loss = (x * torch.linspace(-1, 1, x.shape[1], dtype=x.dtype)).sum()
         losses.append(loss)
     of_items = {"lrurec": ["output_bias"], "fpmc": ["item_user.weight", "item_last.weight"]}
-    without = [*of_items.get(name, ()), *(["repeat_bias.weight"] if changes else ())]
+    without = [
+        *of_items.get(name, ()),
+        *(["repeat_bias.weight"] if "repeat_bias" in changes else ()),
+    ]
     assert_same(*losses, model, without=without if objective is None else ())
 
 
@@ -158,9 +173,9 @@ def test_a_repeat_bias_moves_the_scores_of_the_items_met_and_no_others(name):
     torch.testing.assert_close(block_scorer(shifted, batch)(2, V + 1), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_what_else_is_in_the_batch_changes_no_score(name):
-    model, batch = tiny(name), histories()
+@pytest.mark.parametrize("name, changes", with_conv(CLASSES))
+def test_what_else_is_in_the_batch_changes_no_score(name, changes):
+    model, batch = tiny(name, **changes), histories()
     together = block_scorer(model, batch)(1, V + 1)
     for sequence in range(len(batch)):
         single = block_scorer(model, alone(batch, sequence))(1, V + 1)[0]
@@ -174,9 +189,11 @@ def changed_item(batch, sequence: int, place: int):
     return replace(batch, items=items), int(row)
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_an_item_reaches_what_follows_and_only_a_model_that_says_so_lets_it_reach_back(name):
-    model, batch = tiny(name), histories()
+@pytest.mark.parametrize("name, changes", with_conv(CLASSES))
+def test_an_item_reaches_what_follows_and_only_a_model_that_says_so_lets_it_reach_back(
+    name, changes
+):
+    model, batch = tiny(name, **changes), histories()
     changed, row = changed_item(batch, sequence=2, place=6)
     moved = (model.encode(batch) != model.encode(changed)).any(1)
     inside = torch.arange(len(moved))
@@ -193,6 +210,8 @@ def test_an_item_reaches_what_follows_and_only_a_model_that_says_so_lets_it_reac
         *(("recblr", {"conv_width": width}) for width in (1, 2)),
         *(("recblr", {"scan": scan}) for scan in ("serial", "cpu")),
         *(("lrurec", {"scan": scan}) for scan in ("doubling", "cpu")),
+        *((name, changes) for name, changes in WITH_CONV if name in RECURRENT),
+        ("recblr", {"direct_conv": 1}),
     ],
 )
 def test_step_by_step_is_the_whole_sequence_and_a_state_can_be_kept(name, changes):
@@ -235,17 +254,21 @@ def test_every_scan_gives_the_loss_and_gradients_of_the_float64_reference(
         assert_close(results(scan, torch.float64), exact)
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_every_parameter_is_trained(name):
-    model, batch = tiny(name), histories()
+@pytest.mark.parametrize("name, changes", with_conv(CLASSES))
+def test_every_parameter_is_trained(name, changes):
+    model, batch = tiny(name, **changes), histories()
     one_each = replace(batch, targets=torch.arange(1, len(LENGTHS) + 1))
     for key, grad in gradients(objective_of(model)(model, one_each), model).items():
         assert grad is not None and grad.isfinite().all() and grad.any(), key
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_float32_and_bfloat16_are_close_to_float64(name):
-    exact, model, batch = tiny(name), tiny(name, torch.float32, scan="auto"), histories()
+@pytest.mark.parametrize("name, changes", with_conv(CLASSES))
+def test_float32_and_bfloat16_are_close_to_float64(name, changes):
+    exact, model, batch = (
+        tiny(name, **changes),
+        tiny(name, torch.float32, scan="auto", **changes),
+        histories(),
+    )
     expected = exact.represent(batch)
     roundings = {"bert4rec": 2, "lrurec": 2.5}.get(name, 1)  # measured: 1.1, 1.3, at most 0.6
     for dtype, allowed in ((torch.float32, 20), (torch.bfloat16, roundings)):
@@ -254,10 +277,10 @@ def test_float32_and_bfloat16_are_close_to_float64(name):
         assert error < allowed
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_a_training_step_in_bfloat16_has_finite_gradients(name):
+@pytest.mark.parametrize("name, changes", with_conv(CLASSES))
+def test_a_training_step_in_bfloat16_has_finite_gradients(name, changes):
     """With dropout, without which attention takes another way, and at all positions if it can."""
-    model = tiny(name, torch.float32, scan="auto", dropout=0.3, head_dropout=0.3)
+    model = tiny(name, torch.float32, scan="auto", **changes, dropout=0.3, head_dropout=0.3)
     targets = torch.arange(sum(LENGTHS) if model.causal else len(LENGTHS)) % V + 1
     with torch.autocast("cpu", torch.bfloat16):
         loss = objective_of(model)(model, replace(histories(), targets=targets))
@@ -392,8 +415,14 @@ WRONG = [
     ("d_model", 0), ("n_layers", 0), ("n_heads", 0), ("n_heads", 5), ("hidden", 0), ("window", 0),
     ("n_h", 0), ("n_v", 0), ("expansion", 0), ("conv_width", 0), ("dropout", 1.0),
     ("dropout", -0.1), ("head_dropout", -0.1), ("scan", "fast"), ("lambda_init", "normal"),
+    ("direct_conv", -1),
 ]  # fmt: skip
-TOP_LEVEL = ("dropout", "max_length", "scan")  # keys of the config that are not under `model.`
+TOP_LEVEL = (
+    "dropout",
+    "max_length",
+    "scan",
+    "direct_conv",
+)  # keys of the config that are not under `model.`
 
 
 @pytest.mark.parametrize(

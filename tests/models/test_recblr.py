@@ -35,35 +35,43 @@ def tiny(scan="reference", dtype=torch.float64, **changes):
     return scramble(RecBLR(V, scan=scan, **arguments)).to(dtype)
 
 
+def padded_recurrent(cell, x, ablation):
+    """x (B, T, D) -> (B, T, D): GatedRecurrent."""
+    channels = cell.channels
+    u = x if ablation == "bd_lru_only" else x @ cell.in_proj.weight.T
+    if ablation == "no_conv1d":
+        u = F.silu(u)
+    elif ablation != "bd_lru_only":
+        conv_input = F.pad(u.transpose(1, 2), (cell.conv_width - 1, 0))  # (B, C, T)
+        weight = cell.conv_weight[:, None]
+        u = F.silu(F.conv1d(conv_input, weight, cell.conv_bias, groups=channels))
+        u = u.transpose(1, 2)
+    gates = torch.sigmoid(u @ cell.gates.weight.T + cell.gates.bias)
+    r, i = gates[..., :channels], gates[..., -channels:]
+    if ablation == "no_input_gate":
+        i = torch.ones_like(r)
+    if ablation == "constant_decay":
+        r = torch.ones_like(i)
+    a = torch.exp(-F.softplus(cell.lambda_) * r)  # eq. 8
+    h, states = torch.zeros_like(u[:, 0]), []
+    for t in range(x.shape[1]):
+        h = a[:, t] * h + torch.sqrt(1 - a[:, t] ** 2) * i[:, t] * u[:, t]
+        states.append(h)
+    y = torch.stack(states, 1)
+    if ablation not in ("bd_lru_only", "no_gate_z"):
+        y = y * F.silu(x @ cell.gate_proj.weight.T)
+    return y if ablation == "bd_lru_only" else y @ cell.out_proj.weight.T
+
+
 def padded_encode(model, items, ablation="default"):
     """items (B, T), 0 on the right -> (B, T, D): the paper's equations on whole tensors."""
     x = model.norm(model.embedding(items))
     for layer in model.layers:
-        cell, channels = layer.recurrent, layer.recurrent.channels
-        u = x if ablation == "bd_lru_only" else x @ cell.in_proj.weight.T
-        if ablation == "no_conv1d":
-            u = F.silu(u)
-        elif ablation != "bd_lru_only":
-            conv_input = F.pad(u.transpose(1, 2), (cell.conv_width - 1, 0))  # (B, C, T)
-            weight = cell.conv_weight[:, None]
-            u = F.silu(F.conv1d(conv_input, weight, cell.conv_bias, groups=channels))
-            u = u.transpose(1, 2)
-        gates = torch.sigmoid(u @ cell.gates.weight.T + cell.gates.bias)
-        r, i = gates[..., :channels], gates[..., -channels:]
-        if ablation == "no_input_gate":
-            i = torch.ones_like(r)
-        if ablation == "constant_decay":
-            r = torch.ones_like(i)
-        a = torch.exp(-F.softplus(cell.lambda_) * r)  # eq. 8
-        h, states = torch.zeros_like(u[:, 0]), []
-        for t in range(items.shape[1]):
-            h = a[:, t] * h + torch.sqrt(1 - a[:, t] ** 2) * i[:, t] * u[:, t]
-            states.append(h)
-        y = torch.stack(states, 1)
-        if ablation not in ("bd_lru_only", "no_gate_z"):
-            y = y * F.silu(x @ cell.gate_proj.weight.T)
-        if ablation != "bd_lru_only":
-            y = y @ cell.out_proj.weight.T
+        y = 0.0 if layer.recurrent is None else padded_recurrent(layer.recurrent, x, ablation)
+        if layer.direct_conv is not None:
+            taps = layer.direct_conv.weight  # (D, K)
+            before = F.pad(x.transpose(1, 2), (taps.shape[1] - 1, 0))  # (B, D, T+K-1)
+            y = y + F.conv1d(before, taps[:, None], groups=len(taps)).transpose(1, 2)
         x = layer.recurrent_norm(x + y)
         if ablation != "no_pffn":
             pffn = layer.pffn
@@ -73,7 +81,12 @@ def padded_encode(model, items, ablation="default"):
 
 @pytest.mark.parametrize(
     "ablation, changes",
-    [*ABLATIONS.items(), ("default", {"conv_width": 1}), ("default", {"conv_width": 6})],
+    [
+        *ABLATIONS.items(),
+        *(("default", {"conv_width": width}) for width in (1, 6)),
+        *(("default", {"direct_conv": width}) for width in (1, 5)),
+        ("default", {"direct_conv": 70, "recurrence": False}),
+    ],
 )
 def test_packed_equals_the_equations_on_a_padded_batch(ablation, changes):
     model, sequences = tiny(**changes), random_sequences(LENGTHS, V)
@@ -154,6 +167,7 @@ def test_a_step_in_place_is_not_offered_where_it_would_be_wrong():
         "random_init",
         "single_layer",
     }
+    assert tiny("cpu", torch.float32, direct_conv=2).step_in_place() is None
     assert tiny("cpu").step_in_place() is None, "float64"
     assert tiny(dtype=torch.float32).step_in_place() is None, "the reference was asked for"
 

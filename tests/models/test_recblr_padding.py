@@ -83,12 +83,10 @@ def test_released_needs_the_length_that_it_pads_to():
 
 
 @pytest.mark.parametrize("scan", ["parallel_sp", "parallel_ep"])
-@pytest.mark.parametrize("released", [False, True])
-def test_padded_scans_compute_the_function_of_the_packed_one(scan, released):
+@pytest.mark.parametrize("changes", [{"released": False}, {"released": True}, {"direct_conv": 3}])
+def test_padded_scans_compute_the_function_of_the_packed_one(scan, changes):
     """In the padded scans nothing of a padding step may reach a real one."""
-    exact, padded = (
-        model_of(scan=name, released=released, max_length=20) for name in ("reference", scan)
-    )
+    exact, padded = (model_of(scan=name, max_length=20, **changes) for name in ("reference", scan))
     padded.load_state_dict(exact.state_dict())
     batch = batch_of(SEQUENCES)
     head = torch.randn(len(batch.items), 8, dtype=torch.float64)

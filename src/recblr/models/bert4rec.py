@@ -108,7 +108,7 @@ class BERT4Rec(nn.Module):
         """(N, D) of items 1..V and mask tokens; each row sees its whole sequence."""
         x, rectangles = self._embed(batch), Rectangles.of(batch, self.n_heads)
         for layer in self.layers:
-            x = layer(x, rectangles)
+            x = layer(x, batch, rectangles)
         return self._read_out(x)
 
     def represent(self, batch: SequenceBatch) -> Tensor:
@@ -116,7 +116,7 @@ class BERT4Rec(nn.Module):
         batch = batch.with_one_more(masks, full=1 if self.usual else self.max_length)
         x, rectangles = self._embed(batch), Rectangles.of(batch, self.n_heads)
         for layer in self.layers[:-1]:
-            x = layer(x, rectangles)
+            x = layer(x, batch, rectangles)
         return self._read_out(self.layers[-1].last_rows(x, batch))
 
     def _embed(self, batch: SequenceBatch) -> Tensor:

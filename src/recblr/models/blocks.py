@@ -1,6 +1,6 @@
 """What three or more models share: argument checks, the start of weights, layers on packed rows.
 
-    Layer(X)      s = LN(X + Dropout(Attention(X))),  LN(s + FFN(s))
+    Layer(X)      s = LN(X + Dropout(Attention(X) [+ DirectConv(X)])),  LN(s + FFN(s))
     Attention(X)  [Q; K; V] = W_qkv X + b_qkv;  per head, on d = D / H columns of each:
                   Dropout(softmax(Q K^T / sqrt(d))) V;  the heads side by side, then W_o . + b_o
     FFN(s)        Dropout(W2 GELU(W1 s + b1) + b2),  exact GELU
@@ -15,13 +15,14 @@ rows in a rectangle.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
+from recblr.ops.causal_conv import causal_conv
 from recblr.ops.dropout import Dropout, dropout
 
 WEIGHT_STD = 0.02
@@ -78,6 +79,59 @@ class RepeatBias(nn.Module):
         return REPEAT_SCALE * self.weight
 
 
+class Packed(Protocol):
+    """Where each of B packed sequences starts and ends: (B+1,) int64, and the same on the CPU."""
+
+    @property
+    def cu_seqlens(self) -> Tensor: ...
+
+    @property
+    def cu_seqlens_host(self) -> Tensor | None: ...
+
+
+class DirectConv(nn.Module):
+    """Causal depthwise convolution of a layer's input, with no product before or after it.
+
+        y_t = sum_k weight[:, k] x_(t-K+1+k),  k = 0..K-1, for a row with K-1 others before it
+
+    It is added to what mixes a layer's rows. A weighted sum of the items' own vectors is in the
+    space that is compared with them; a mixer that projects has to learn the way back for each item.
+    Ours; FMLP-Rec has nothing else, over all slots and in both directions.
+
+    Shapes: N packed rows, B sequences, D = d_model, K = width.
+    """
+
+    def __init__(self, d_model: int, width: int, backend: str = "auto"):
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"direct_conv={width}: must be 0, for none, or more")
+        self.weight = nn.Parameter(torch.empty(d_model, width).normal_(std=WEIGHT_STD))
+        self.backend = backend
+
+    def forward(self, x: Tensor, within: Packed) -> Tensor:
+        """x (N, D) -> (N, D). within: the sequences of its rows."""
+        y, _ = causal_conv(
+            x,
+            self.weight,
+            self.weight.new_zeros(len(self.weight)),
+            within.cu_seqlens,
+            silu=False,
+            backend=self.backend,
+            cu_seqlens_host=within.cu_seqlens_host,
+        )
+        return y
+
+    def init_state(self, sequences: int) -> Tensor:
+        """(B, K-1, D): the rows before the first."""
+        d_model, width = self.weight.shape
+        return self.weight.new_zeros(sequences, width - 1, d_model)
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One row for each of B sequences: x (B, D) -> y (B, D), next state (B, K-1, D)."""
+        rows = torch.cat((state, x[:, None]), 1)  # (B, K, D)
+        return (rows * self.weight.t()).sum(1), rows[:, 1:]
+
+
 class FeedForward(nn.Module):
     """Position-wise feed-forward network D -> 4D -> D, dropout after it and, if asked, inside."""
 
@@ -102,22 +156,26 @@ class FeedForward(nn.Module):
 class AttentionLayer(nn.Module):
     """Multi-head self-attention and feed-forward network, each with residual and post-norm."""
 
-    def __init__(self, d_model: int, n_heads: int, dropout: float, causal: bool):
+    def __init__(
+        self, d_model: int, n_heads: int, dropout: float, causal: bool, direct_conv: int = 0
+    ):
         super().__init__()
         if d_model % n_heads:
             raise ValueError(f"model.n_heads={n_heads}: must divide model.d_model={d_model}")
         self.n_heads, self.causal = n_heads, causal
         self.qkv_proj = nn.Linear(d_model, 3 * d_model)  # queries, then keys, then values
         self.out_proj = nn.Linear(d_model, d_model)
+        self.direct_conv = DirectConv(d_model, direct_conv) if direct_conv else None
         self.attention_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
         self.pffn = FeedForward(d_model, dropout)
         self.pffn_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, rectangles: Rectangles) -> Tensor:
+    def forward(self, x: Tensor, batch: SequenceBatch, rectangles: Rectangles) -> Tensor:
         """x (N, D) -> (N, D)."""
         y = packed_attention(self.qkv_proj(x), rectangles, self.causal, self._weight_dropout)
-        return self._merge(x, y)
+        y = self.out_proj(y)
+        return self._merge(x, y if self.direct_conv is None else y + self.direct_conv(x, batch))
 
     def last_rows(self, x: Tensor, batch: SequenceBatch) -> Tensor:
         """x (N, D) -> the rows of `forward` at the end of each sequence (B, D)."""
@@ -125,14 +183,17 @@ class AttentionLayer(nn.Module):
         weight, bias = self.qkv_proj.weight, self.qkv_proj.bias
         q = F.linear(last, weight[:d_model], bias[:d_model])
         kv = F.linear(x, weight[d_model:], bias[d_model:])
-        return self._merge(last, last_attention(q, kv, batch, self.n_heads, self._weight_dropout))
+        y = self.out_proj(last_attention(q, kv, batch, self.n_heads, self._weight_dropout))
+        if self.direct_conv is not None:
+            y = y + self.direct_conv(x, batch)[batch.last]
+        return self._merge(last, y)
 
     @property
     def _weight_dropout(self) -> float:
         return self.dropout.p if self.training else 0.0
 
     def _merge(self, x: Tensor, y: Tensor) -> Tensor:
-        s = self.attention_norm(x + self.dropout(self.out_proj(y)))
+        s = self.attention_norm(x + self.dropout(y))
         return self.pffn_norm(s + self.pffn(s))
 
 

@@ -42,7 +42,8 @@ default.
 As there, nothing depends on the imaginary part of c: it is kept, with gradient zero, so that
 parameters correspond. What the release trains on (a padding slot that predicts the first item,
 sampled classes on XLong) is for the data and the objective, not for a model.
-`repeat_bias`, ours, adds a `blocks.RepeatBias` to the score.
+Ours: `repeat_bias` adds a `blocks.RepeatBias` to the score; `direct_conv=K` a `blocks.DirectConv`
+of width K to what the recurrence reads out.
 """
 
 from __future__ import annotations
@@ -55,9 +56,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recblr.data.batch import SequenceBatch
-from recblr.models.blocks import FeedForward, RepeatBias, check_dropout, check_sizes
+from recblr.models.blocks import (
+    DirectConv,
+    FeedForward,
+    RepeatBias,
+    check_dropout,
+    check_sizes,
+)
 from recblr.ops.dropout import Dropout
 from recblr.ops.lru import Scan, lru, resolve
+
+# h (B, 2S) and, of a direct convolution, its last K-1 inputs (B, K-1, D)
+LayerState = tuple[Tensor, ...]
 
 RADIUS = (0.8, 0.99)  # of lambda at the start
 TRUNCATED_STD = 0.02  # before the truncation at two of them
@@ -110,9 +120,10 @@ class LinearRecurrence(nn.Module):
 class LRULayer(nn.Module):
     """Linear recurrence and feed-forward network, each with residual and post-norm."""
 
-    def __init__(self, d_model: int, dropout: float, scan: Scan):
+    def __init__(self, d_model: int, dropout: float, scan: Scan, direct_conv: int):
         super().__init__()
         self.recurrent = LinearRecurrence(d_model, scan)
+        self.direct_conv = DirectConv(d_model, direct_conv) if direct_conv else None
         self.recurrent_norm = nn.LayerNorm(d_model, eps=LRU_NORM_EPS)
         self.pffn = FeedForward(d_model, dropout, inner_dropout=dropout)  # eq. 8
         self.pffn_norm = nn.LayerNorm(d_model, eps=LRU_NORM_EPS)
@@ -121,11 +132,31 @@ class LRULayer(nn.Module):
     def forward(self, x: Tensor, batch: SequenceBatch) -> Tensor:
         """x (N, D) -> (N, D)."""
         h, _ = self.recurrent(x, batch.cu_seqlens, batch.cu_seqlens_host)
-        return self.merge(x, h)
+        return self._merge(x, h, None if self.direct_conv is None else self.direct_conv(x, batch))
 
-    def merge(self, x: Tensor, h: Tensor) -> Tensor:
-        """What follows the recurrence: rows x (R, D) and their states h (R, 2S) -> (R, D)."""
-        s = self.recurrent_norm(x + self.dropout(self.recurrent.read_out(h)))
+    def last_rows(self, x: Tensor, batch: SequenceBatch) -> Tensor:
+        """x (N, D) -> the rows of `forward` at the end of each sequence (B, D)."""
+        _, h = self.recurrent(x, batch.cu_seqlens, batch.cu_seqlens_host)
+        beside = None if self.direct_conv is None else self.direct_conv(x, batch)[batch.last]
+        return self._merge(x[batch.last], h, beside)
+
+    def init_state(self, sequences: int) -> LayerState:
+        h = self.recurrent.in_bias.new_zeros(sequences, 2 * self.recurrent.in_bias.shape[1])
+        return (h,) if self.direct_conv is None else (h, self.direct_conv.init_state(sequences))
+
+    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        """One row for each of B sequences: x (B, D) -> (B, D)."""
+        h, *inputs = state
+        h = self.recurrent.step(x, h)
+        if self.direct_conv is None:
+            return self._merge(x, h, None), (h,)
+        beside, after = self.direct_conv.step(x, *inputs)
+        return self._merge(x, h, beside), (h, after)
+
+    def _merge(self, x: Tensor, h: Tensor, beside: Tensor | None) -> Tensor:
+        """Rows x (R, D), their states h (R, 2S) and direct convolution (R, D) -> (R, D)."""
+        y = self.recurrent.read_out(h)
+        s = self.recurrent_norm(x + self.dropout(y if beside is None else y + beside))
         return self.pffn_norm(s + self.pffn(s))
 
 
@@ -143,17 +174,19 @@ class LRURec(nn.Module):
         scan: Scan = "auto",
         usual: bool = False,
         repeat_bias: bool = False,
+        direct_conv: int = 0,
     ):
         super().__init__()
         check_sizes(d_model=d_model, n_layers=n_layers)
         check_dropout(dropout)
         if scan not in get_args(Scan):
             raise ValueError(f"scan={scan!r}: choose from {', '.join(get_args(Scan))}")
-        self.states = 2 * d_model
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(d_model, eps=LRU_NORM_EPS)
-        self.layers = nn.ModuleList(LRULayer(d_model, dropout, scan) for _ in range(n_layers))
+        self.layers = nn.ModuleList(
+            LRULayer(d_model, dropout, scan, direct_conv) for _ in range(n_layers)
+        )
         self.output_bias = nn.Parameter(torch.empty(n_items + 1))
         for name, parameter in self.named_parameters():
             if not name.endswith(("norm.weight", "norm.bias", "lambda_")):
@@ -182,21 +215,18 @@ class LRURec(nn.Module):
         x = self._embed(batch.items)
         for layer in self.layers[:-1]:
             x = layer(x, batch)
-        last = self.layers[-1]
-        _, h = last.recurrent(x, batch.cu_seqlens, batch.cu_seqlens_host)
-        return last.merge(x[batch.last], h)
+        return self.layers[-1].last_rows(x, batch)
 
-    def init_state(self, batch_size: int) -> list[Tensor]:
-        """The state (B, 2S) of `batch_size` users without a history, per layer."""
-        return [self.output_bias.new_zeros(batch_size, 2 * self.states) for _ in self.layers]
+    def init_state(self, batch_size: int) -> list[LayerState]:
+        """The state of `batch_size` users without a history, per layer."""
+        return [layer.init_state(batch_size) for layer in self.layers]
 
-    def step(self, items: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def step(self, items: Tensor, state: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
         """Feed one item (B,) to each of B users: representation (B, D) and the next state."""
         x, next_state = self._embed(items), []
         for layer, layer_state in zip(self.layers, state):
-            h = layer.recurrent.step(x, layer_state)
-            x = layer.merge(x, h)
-            next_state.append(h)
+            x, layer_state = layer.step(x, layer_state)
+            next_state.append(layer_state)
         return x, next_state
 
     def _embed(self, items: Tensor) -> Tensor:

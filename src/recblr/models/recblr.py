@@ -46,7 +46,9 @@ channels in the place of GatedRecurrent; `conv1d=False`, u = SiLU(H W_x); `pffn=
 on the left to a power of two before the embedding, or only the states just before the BD-LRU.
 Padded steps are zeroed before and after the convolution, so that both compute the same function.
 
-`repeat_bias`, ours, is in no paper: `blocks.RepeatBias` is added to the score.
+Ours, in no paper: `repeat_bias` adds a `blocks.RepeatBias` to the score; `direct_conv=K` a
+`blocks.DirectConv` of width K to GatedRecurrent(H), s = LN(H + Dropout(GatedRecurrent(H) +
+DirectConv(H))), and with `recurrence=False` that convolution stands alone.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ from torch import Tensor, nn
 from recblr.data.batch import SequenceBatch
 from recblr.models.blocks import (
     NORM_EPS,
+    DirectConv,
     FeedForward,
     RepeatBias,
     check_dropout,
@@ -77,7 +80,9 @@ from recblr.ops.packed import power_of_two
 if TYPE_CHECKING:
     from recblr.ops.behavior_step import InPlaceStep
 
-LayerState = tuple[Tensor, Tensor]  # h (B, C) and the last W-1 convolution inputs (B, W-1, C)
+# h (B, C), the last W-1 convolution inputs (B, W-1, C) and, of a direct convolution, its last K-1
+# (B, K-1, D)
+LayerState = tuple[Tensor, ...]
 
 DECAY_RANGE = (0.9, 0.999)  # of exp(-softplus(Lambda)) at the start, sec. 3.2
 RELEASED_EPS = 1e-8  # under the square root of the released code
@@ -226,9 +231,20 @@ class GatedRecurrent(nn.Module):
 class BehaviorLayer(nn.Module):
     """Gated recurrent layer and feed-forward network, each with residual and post-norm."""
 
-    def __init__(self, d_model: int, dropout: float, pffn: bool, **recurrent):
+    def __init__(
+        self,
+        d_model: int,
+        dropout: float,
+        pffn: bool,
+        direct_conv: int,
+        recurrence: bool,
+        **recurrent,
+    ):
         super().__init__()
-        self.recurrent = GatedRecurrent(d_model, **recurrent)
+        self.recurrent = GatedRecurrent(d_model, **recurrent) if recurrence else None
+        self.direct_conv = None
+        if direct_conv:
+            self.direct_conv = DirectConv(d_model, direct_conv, recurrent["scan"])
         self.recurrent_norm = nn.LayerNorm(d_model, eps=NORM_EPS)
         self.pffn = self.pffn_norm = None
         if pffn:
@@ -238,12 +254,28 @@ class BehaviorLayer(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """x (N, D) -> (N, D), or the rows of it that `layout` asks for (R, D)."""
-        y = self.recurrent(x, layout)
-        return self._merge(x if layout.rows is None else x[layout.rows], y)
+        rows = slice(None) if layout.rows is None else layout.rows
+        y: Tensor | float = 0.0
+        if self.recurrent is not None:
+            y = self.recurrent(x, layout)
+        if self.direct_conv is not None:
+            y = y + self.direct_conv(layout.zero_padding(x), layout)[rows]
+        return self._merge(x[rows], y)
+
+    def init_state(self, sequences: int) -> LayerState:
+        state = () if self.recurrent is None else self.recurrent.init_state(sequences)
+        if self.direct_conv is None:
+            return state
+        return *state, self.direct_conv.init_state(sequences)
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
-        y, state = self.recurrent.step(x, state)
-        return self._merge(x, y), state
+        y, after = 0.0, ()
+        if self.recurrent is not None:
+            y, after = self.recurrent.step(x, state[:2])
+        if self.direct_conv is not None:
+            beside, inputs = self.direct_conv.step(x, state[-1])
+            y, after = y + beside, (*after, inputs)
+        return self._merge(x, y), after
 
     def _merge(self, x: Tensor, y: Tensor) -> Tensor:
         s = self.recurrent_norm(x + self.dropout(y))
@@ -274,12 +306,16 @@ class RecBLR(nn.Module):
         input_gate: bool = True,
         constant_decay: bool = False,
         repeat_bias: bool = False,
+        direct_conv: int = 0,
+        recurrence: bool = True,
     ):
         super().__init__()
         check_sizes(d_model=d_model, n_layers=n_layers, expansion=expansion, conv_width=conv_width)
         if scan not in get_args(Scan):
             raise ValueError(f"scan={scan!r}: choose from {', '.join(get_args(Scan))}")
         check_dropout(dropout)
+        if not (recurrence or direct_conv):
+            raise ValueError("model.recurrence=false: nothing mixes items; add direct_conv=16")
         leaked_steps = None
         if released:
             if max_length is None:
@@ -287,7 +323,7 @@ class RecBLR(nn.Module):
             leaked_steps = power_of_two(max_length) - max_length
         self.scan = scan
         self.has_all_parts = conv1d and pffn and gate_z and input_gate
-        self.has_all_parts &= not (bd_lru_only or constant_decay)
+        self.has_all_parts &= not (bd_lru_only or constant_decay or direct_conv)
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
@@ -304,7 +340,8 @@ class RecBLR(nn.Module):
             constant_decay=constant_decay,
         )
         self.layers = nn.ModuleList(
-            BehaviorLayer(d_model, dropout, pffn, **recurrent) for _ in range(n_layers)
+            BehaviorLayer(d_model, dropout, pffn, direct_conv, recurrence, **recurrent)
+            for _ in range(n_layers)
         )
         self.repeat_bias = RepeatBias() if repeat_bias else None
         self.apply(init_weights)
@@ -335,7 +372,7 @@ class RecBLR(nn.Module):
 
     def init_state(self, batch_size: int) -> list[LayerState]:
         """The state of `batch_size` users without a history, per layer."""
-        return [layer.recurrent.init_state(batch_size) for layer in self.layers]
+        return [layer.init_state(batch_size) for layer in self.layers]
 
     def step(self, items: Tensor, state: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
         """Feed one item (B,) to each of B users: representation (B, D) and the next state."""

@@ -35,7 +35,8 @@ which it draws outside the user's items.
 Departures from the usual implementation: none in the function, so `usual` changes nothing. Padding
 is left out, not masked with -10000: the weights that it got there are 0 to the last bit. RecBole
 has two dropout rates with one default, and 256 inner units at every D, which is 4D at D = 64.
-`repeat_bias`, ours, adds a `blocks.RepeatBias` to the score.
+Ours: `repeat_bias` adds a `blocks.RepeatBias` to the score; `direct_conv=K` a `blocks.DirectConv`
+of width K to W_o A + b_o.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class SASRec(nn.Module):
         dropout: float = 0.5,
         usual: bool = False,
         repeat_bias: bool = False,
+        direct_conv: int = 0,
     ):
         super().__init__()
         check_sizes(max_length=max_length, d_model=d_model, n_layers=n_layers, n_heads=n_heads)
@@ -81,7 +83,8 @@ class SASRec(nn.Module):
         self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
-            AttentionLayer(d_model, n_heads, dropout, causal=True) for _ in range(n_layers)
+            AttentionLayer(d_model, n_heads, dropout, causal=True, direct_conv=direct_conv)
+            for _ in range(n_layers)
         )
         self.repeat_bias = RepeatBias() if repeat_bias else None
         self.apply(init_weights)
@@ -92,13 +95,13 @@ class SASRec(nn.Module):
     def encode(self, batch: SequenceBatch) -> Tensor:
         x, rectangles = self._embed(batch), Rectangles.of(batch, self.n_heads)
         for layer in self.layers:
-            x = layer(x, rectangles)
+            x = layer(x, batch, rectangles)
         return x
 
     def represent(self, batch: SequenceBatch) -> Tensor:
         x, rectangles = self._embed(batch), Rectangles.of(batch, self.n_heads)
         for layer in self.layers[:-1]:
-            x = layer(x, rectangles)
+            x = layer(x, batch, rectangles)
         return self.layers[-1].last_rows(x, batch)
 
     def _embed(self, batch: SequenceBatch) -> Tensor:

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 RECIPE_KEYS = (
     *("dropout", "max_length", "batch_size", "eval_batch_size", "lr", "weight_decay"),
-    *("repeat_bias", "ahead_weight"),
+    *("repeat_bias", "direct_conv", "ahead_weight"),
 )
 MONITOR = "val/ndcg@10"
 
