@@ -60,6 +60,8 @@ def expected(rec, sequences):
         pytest.param("recblr", {"bd_lru_only": True, "pffn": False}, marks=pytest.mark.slow),
         pytest.param("gru4rec", {"n_layers": 2}, marks=pytest.mark.slow),
         pytest.param("lrurec", {}, marks=pytest.mark.slow),
+        pytest.param("lrurec", {"direct_conv": 3}, marks=pytest.mark.slow),
+        pytest.param("recblr", {"direct_conv": 3, "recurrence": False}, marks=pytest.mark.slow),
     ],
 )
 def test_full_pass_and_step_run_without_torch_and_are_its_results(name, changes, tmp_path):

@@ -66,7 +66,13 @@ def test_events_in_any_interleaving_and_portions_are_the_whole_pass(name, at_onc
 
 
 @pytest.mark.parametrize(
-    "name, changes", [*((name, {}) for name in RECURRENT), ("recblr", {"repeat_bias": True})]
+    "name, changes",
+    [
+        *((name, {}) for name in RECURRENT),
+        ("recblr", {"repeat_bias": True}),
+        ("recblr", {"direct_conv": 5}),
+        ("lrurec", {"direct_conv": 5}),
+    ],
 )
 def test_live_and_recomputed_recommendations_are_the_same(name, changes):
     rec = made_up(name, **changes)
