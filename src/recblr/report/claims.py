@@ -13,9 +13,9 @@ from recblr.report.tables import paper_row
 METRIC = "ndcg@10"
 HEAD = """
 An item is a recipe of RecBLR on a data set: its NDCG@10 on the test part, beside the paper's, what
-was counted without training, and the baselines at every recipe; `best` has ideas that are not the
-paper's (README, "Tables, figures, differences"). A `*` is a difference that the tests of Table 1
-find.
+was counted without training, and the baselines at every recipe; `bias` and `best` have ideas that
+are not the paper's (README, "Tables, figures, differences"). A `*` is a difference that the tests
+of Table 1 find.
 """
 
 

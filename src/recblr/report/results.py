@@ -21,7 +21,8 @@ _ELSEWHERE += ("trainer.enable_progress_bar", "data.name")
 _NO_SETTINGS = {"ablation", "eval_batch_size", "overwrite", "recipe", "resume", "scan", "seed"}
 _NO_SETTINGS |= {"smoke", "test"}
 
-_TOLD_BY_RECIPE = ("recipe=usual/", "recipe=tuned/", "recipe=best/")  # which is a column
+# Which is a column.
+_TOLD_BY_RECIPE = tuple(f"recipe={kind}/" for kind in ("usual", "tuned", "bias", "best"))
 
 COUNTS = ("n_users", "n_items", "interactions")  # of a log, after its filter
 FLOORS = ("popularity", "markov")

@@ -145,11 +145,12 @@ def known_keys(config_file: Path) -> set[str]:
 
 
 def _check_recipe_is_of_the_model(cfg: DictConfig, recipe: str | None) -> None:
-    """`usual/<model>` and `{tuned,best}/<data>/<model>` hold what was chosen for one of each."""
+    """`usual/<model>` and `{tuned,bias,best}/<data>/<model>` hold what was chosen for one of each."""
     kind, _, chosen_for = (recipe or "").partition("/")
     model, data = model_name(cfg), cfg.data.name
     searched = f"{data}/{variant_name(cfg)}"
-    own = {"usual": model, "tuned": searched, "best": f"{data}/{model}"}.get(kind)
+    chosen = f"{data}/{model}"
+    own = {"usual": model, "tuned": searched, "bias": chosen, "best": chosen}.get(kind)
     if own is not None and chosen_for != own:
         raise ValueError(
             f"recipe={recipe}: its values are not those of this run, which is {own}; choose its "
