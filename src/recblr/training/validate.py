@@ -145,7 +145,7 @@ def known_keys(config_file: Path) -> set[str]:
 
 
 def _check_recipe_is_of_the_model(cfg: DictConfig, recipe: str | None) -> None:
-    """`usual/<model>` and `{tuned,bias,best}/<data>/<model>` hold what was chosen for one of each."""
+    """`usual/<model>` and `{tuned,bias,best}/<data>/<model>` are for one model, on one data set."""
     kind, _, chosen_for = (recipe or "").partition("/")
     model, data = model_name(cfg), cfg.data.name
     searched = f"{data}/{variant_name(cfg)}"
