@@ -44,7 +44,7 @@ copy of the logs. A cell that nobody ran says so.
 
 A name in brackets is a recipe: `paper`, the paper's settings of the data set; `ours`, ours for one
 that the paper has not; `usual`, the usual library's or the authors' settings of a baseline; `best`,
-what scored best here on validation, with ideas of ours (README).
+what scored best here on validation, with ideas of ours (README), `bias` with one of them alone.
 """
 LIMITS = """## Limits
 
