@@ -77,13 +77,27 @@ def test_released_steps_equal_the_whole_sequence():
     torch.testing.assert_close(torch.cat(outputs), model.encode(batch_of([sequence])))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"released": True, "max_length": 50}, {"conv1d": False}, {"lambda_init": "random"}],
+)
+def test_without_a_recurrence_nothing_of_it_can_be_chosen(changes):
+    with pytest.raises(ValueError, match=r"^model.recurrence=false: leaves out what"):
+        RecBLR(V, direct_conv=2, recurrence=False, **changes)
+    with pytest.raises(ValueError, match=r"^model.recurrence=false: nothing mixes items"):
+        RecBLR(V, recurrence=False)
+
+
 def test_released_needs_the_length_that_it_pads_to():
     with pytest.raises(ValueError, match=r"model.released=true needs max_length"):
         RecBLR(V, released=True)
 
 
 @pytest.mark.parametrize("scan", ["parallel_sp", "parallel_ep"])
-@pytest.mark.parametrize("changes", [{"released": False}, {"released": True}, {"direct_conv": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"released": True}, {"direct_conv": 3}, {"direct_conv": 16, "recurrence": False}],
+)
 def test_padded_scans_compute_the_function_of_the_packed_one(scan, changes):
     """In the padded scans nothing of a padding step may reach a real one."""
     exact, padded = (model_of(scan=name, max_length=20, **changes) for name in ("reference", scan))

@@ -69,7 +69,7 @@ def assert_same(backend, got, expected):
     torch.testing.assert_close(got, expected, atol=allowed, rtol=allowed)
 
 
-@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("width", [1, 2, 4, 16])
 def test_reference_is_the_sum_evaluated_by_hand(width):
     inputs = make([3, 0, 1, 6], 2, width)
     u, final = (t.numpy() for t in causal_conv(**inputs, silu=False, backend="reference"))
@@ -97,7 +97,7 @@ def test_gradients_equal_finite_differences():
 @given(
     lengths=LENGTHS,
     channels=st.sampled_from((1, 16, 20, 33, 128)),
-    width=st.sampled_from((1, 2, 3, 4, 7)),
+    width=st.sampled_from((1, 2, 3, 4, 7, 16)),
     state=st.booleans(),
     silu=st.booleans(),
     seed=st.integers(0, 99),

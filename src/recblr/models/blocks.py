@@ -96,7 +96,7 @@ class DirectConv(nn.Module):
 
     It is added to what mixes a layer's rows. A weighted sum of the items' own vectors is in the
     space that is compared with them; a mixer that projects has to learn the way back for each item.
-    Ours; FMLP-Rec has nothing else, over all slots and in both directions.
+    Ours; in FMLP-Rec it alone mixes rows, circular over all slots.
 
     Shapes: N packed rows, B sequences, D = d_model, K = width.
     """
@@ -154,7 +154,10 @@ class FeedForward(nn.Module):
 
 
 class AttentionLayer(nn.Module):
-    """Multi-head self-attention and feed-forward network, each with residual and post-norm."""
+    """Multi-head self-attention and feed-forward network, each with residual and post-norm.
+
+    direct_conv: width of a `DirectConv`, which sees earlier rows alone; 0 = none.
+    """
 
     def __init__(
         self, d_model: int, n_heads: int, dropout: float, causal: bool, direct_conv: int = 0

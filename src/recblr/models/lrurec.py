@@ -123,7 +123,10 @@ class LRULayer(nn.Module):
     def __init__(self, d_model: int, dropout: float, scan: Scan, direct_conv: int):
         super().__init__()
         self.recurrent = LinearRecurrence(d_model, scan)
-        self.direct_conv = DirectConv(d_model, direct_conv) if direct_conv else None
+        self.direct_conv = None
+        if direct_conv:
+            backend = "reference" if scan == "reference" else "auto"
+            self.direct_conv = DirectConv(d_model, direct_conv, backend)
         self.recurrent_norm = nn.LayerNorm(d_model, eps=LRU_NORM_EPS)
         self.pffn = FeedForward(d_model, dropout, inner_dropout=dropout)  # eq. 8
         self.pffn_norm = nn.LayerNorm(d_model, eps=LRU_NORM_EPS)
@@ -141,6 +144,7 @@ class LRULayer(nn.Module):
         return self._merge(x[batch.last], h, beside)
 
     def init_state(self, sequences: int) -> LayerState:
+        """The state before the first row."""
         h = self.recurrent.in_bias.new_zeros(sequences, 2 * self.recurrent.in_bias.shape[1])
         return (h,) if self.direct_conv is None else (h, self.direct_conv.init_state(sequences))
 

@@ -80,8 +80,9 @@ from recblr.ops.packed import power_of_two
 if TYPE_CHECKING:
     from recblr.ops.behavior_step import InPlaceStep
 
-# h (B, C), the last W-1 convolution inputs (B, W-1, C) and, of a direct convolution, its last K-1
-# (B, K-1, D)
+RecurrentState = tuple[Tensor, Tensor]  # h (B, C), the last W-1 convolution inputs (B, W-1, C)
+# Of the parts that a layer has: first that of the recurrence, last the K-1 inputs of the direct
+# convolution (B, K-1, D).
 LayerState = tuple[Tensor, ...]
 
 DECAY_RANGE = (0.9, 0.999)  # of exp(-softplus(Lambda)) at the start, sec. 3.2
@@ -153,7 +154,7 @@ class GatedRecurrent(nn.Module):
         y = y if layout.rows is None else y[layout.rows]
         return y if self.out_proj is None else self.out_proj(y)
 
-    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+    def step(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """One row for each of B sequences: x (B, D) -> (B, D)."""
         h, conv_state = state
         u = x if self.in_proj is None else self.in_proj(x)
@@ -172,7 +173,7 @@ class GatedRecurrent(nn.Module):
         y = h if self.gate_proj is None else h * F.silu(self.gate_proj(x))
         return y if self.out_proj is None else self.out_proj(y), (h, conv_state)
 
-    def init_state(self, sequences: int) -> LayerState:
+    def init_state(self, sequences: int) -> RecurrentState:
         """h (B, C) and the convolution's inputs (B, W-1, C) before the first row."""
         conv_state = self.lambda_.new_zeros(sequences, self.conv_width - 1, self.channels)
         if not self.leaked_steps or self.conv_bias is None:  # only the bias enters padding steps
@@ -181,7 +182,9 @@ class GatedRecurrent(nn.Module):
         h0 = v * torch.expm1(self.leaked_steps * log_a) / torch.expm1(log_a)
         return h0.expand(sequences, -1), conv_state
 
-    def _recur(self, x: Tensor, layout: Layout, state: LayerState) -> tuple[Tensor, LayerState]:
+    def _recur(
+        self, x: Tensor, layout: Layout, state: RecurrentState
+    ) -> tuple[Tensor, RecurrentState]:
         """x (N, D) -> y (N, C) and the state after it."""
         h0, conv_state = state
         u = layout.zero_padding(x if self.in_proj is None else self.in_proj(x))
@@ -263,15 +266,18 @@ class BehaviorLayer(nn.Module):
         return self._merge(x[rows], y)
 
     def init_state(self, sequences: int) -> LayerState:
+        """The state before the first row."""
         state = () if self.recurrent is None else self.recurrent.init_state(sequences)
         if self.direct_conv is None:
             return state
         return *state, self.direct_conv.init_state(sequences)
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        """One row for each of B sequences: x (B, D) -> (B, D)."""
         y, after = 0.0, ()
         if self.recurrent is not None:
-            y, after = self.recurrent.step(x, state[:2])
+            h, inputs, *_ = state
+            y, after = self.recurrent.step(x, (h, inputs))
         if self.direct_conv is not None:
             beside, inputs = self.direct_conv.step(x, state[-1])
             y, after = y + beside, (*after, inputs)
@@ -322,8 +328,12 @@ class RecBLR(nn.Module):
                 raise ValueError("model.released=true needs max_length, which it pads to")
             leaked_steps = power_of_two(max_length) - max_length
         self.scan = scan
-        self.has_all_parts = conv1d and pffn and gate_z and input_gate
-        self.has_all_parts &= not (bd_lru_only or constant_decay or direct_conv)
+        whole = conv1d and gate_z and input_gate and not (bd_lru_only or constant_decay)
+        if not recurrence and (released or not whole or lambda_init != "uniform"):
+            raise ValueError(
+                "model.recurrence=false: leaves out what released and ablation= change"
+            )
+        self.is_plain = whole and pffn and not direct_conv
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
@@ -385,11 +395,12 @@ class RecBLR(nn.Module):
     def step_in_place(self) -> InPlaceStep | None:
         """`step` of few users in one call, without dropout, with the weights as they are now.
 
-        None where it does not run: not float32 on the CPU, `scan="reference"`, or an ablation.
+        None where it does not run: not float32 on the CPU, `scan="reference"`, an ablation, or
+        a direct convolution.
         """
         weight = self.embedding.weight
         runs = HAS_NUMBA and weight.device.type == "cpu" and weight.dtype == torch.float32
-        if not (runs and self.has_all_parts) or self.scan == "reference":
+        if not (runs and self.is_plain) or self.scan == "reference":
             return None
         from recblr.ops.behavior_step import InPlaceStep
 
