@@ -94,9 +94,8 @@ class DirectConv(nn.Module):
 
         y_t = sum_k weight[:, k] x_(t-K+1+k),  k = 0..K-1, for a row with K-1 others before it
 
-    It is added to what mixes a layer's rows. A weighted sum of the items' own vectors is in the
-    space that is compared with them; a mixer that projects has to learn the way back for each item.
-    Ours; in FMLP-Rec it alone mixes rows, circular over all slots.
+    It is added to what mixes a layer's rows. A weighted sum of the items' own vectors lies where
+    scores compare with them. Ours; in FMLP-Rec it alone mixes rows, circular over all slots.
 
     Shapes: N packed rows, B sequences, D = d_model, K = width.
     """
