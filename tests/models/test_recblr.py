@@ -133,6 +133,9 @@ def test_each_ablation_steps_and_takes_every_scan(ablation):
         {"conv_width": 2, "d_model": 7, "n_layers": 1},
         {"expansion": 3},
         {"released": True, "max_length": 50},
+        {"direct_conv": 1},
+        {"direct_conv": 2, "n_layers": 3},
+        {"direct_conv": 5, "conv_width": 1},
     ],
 )
 def test_a_step_in_place_is_the_step(changes):
@@ -167,7 +170,8 @@ def test_a_step_in_place_is_not_offered_where_it_would_be_wrong():
         "random_init",
         "single_layer",
     }
-    assert tiny("cpu", torch.float32, direct_conv=2).step_in_place() is None
+    alone = tiny("cpu", torch.float32, direct_conv=2, recurrence=False)
+    assert alone.step_in_place() is None
     assert tiny("cpu").step_in_place() is None, "float64"
     assert tiny(dtype=torch.float32).step_in_place() is None, "the reference was asked for"
 

@@ -333,7 +333,7 @@ class RecBLR(nn.Module):
             raise ValueError(
                 "model.recurrence=false: leaves out what released and ablation= change"
             )
-        self.is_plain = whole and pffn and not direct_conv
+        self.is_plain = whole and pffn and recurrence
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
@@ -395,8 +395,7 @@ class RecBLR(nn.Module):
     def step_in_place(self) -> InPlaceStep | None:
         """`step` of few users in one call, without dropout, with the weights as they are now.
 
-        None where it does not run: not float32 on the CPU, `scan="reference"`, an ablation, or
-        a direct convolution.
+        None where it does not run: not float32 on the CPU, `scan="reference"` or an ablation.
         """
         weight = self.embedding.weight
         runs = HAS_NUMBA and weight.device.type == "cpu" and weight.dtype == torch.float32

@@ -32,6 +32,7 @@ class LayerWeights(NamedTuple):
     gates_bias: np.ndarray  # (2C,)
     c: np.ndarray  # (C,): softplus(Lambda)
     out: np.ndarray  # (C, D)
+    direct: np.ndarray  # (K, D): taps of the direct convolution, the oldest first; K = 0 without
     norm: np.ndarray  # (2, D): weight, bias
     inner: np.ndarray  # (D, 4D)
     inner_bias: np.ndarray  # (4D,)
@@ -73,17 +74,26 @@ def normalise(x, norm, eps):
 
 
 @njit(cache=True, **MATH)
+def convolve(x, earlier, taps):
+    """Depthwise convolution (C,), 0 for W = 0; x (C,), earlier (W-1, C), which goes on by x."""
+    width = len(taps)
+    y = x * taps[width - 1] if width else np.zeros_like(x)
+    for t in range(width - 1):
+        for k in range(x.size):
+            y[k] += earlier[t, k] * taps[t, k]
+            earlier[t, k] = earlier[t + 1, k] if t + 2 < width else x[k]
+    return y
+
+
+@njit(cache=True, **MATH)
 def recur(x, h, past, w, eps):
     """x (D,) += the gated recurrent layer's output; h (C,) and past (W-1, C) go on by a step."""
-    channels, width = w.c.size, len(w.taps)
-    u, uz, gates = w.conv_bias.copy(), np.zeros(2 * channels, f32), w.gates_bias.copy()
+    channels = w.c.size
+    uz, gates = np.zeros(2 * channels, f32), w.gates_bias.copy()
     add_product(x, w.in_gate, uz)
-    for t in range(width - 1):
-        for k in range(channels):
-            u[k] += past[t, k] * w.taps[t, k]
-            past[t, k] = past[t + 1, k] if t + 2 < width else uz[k]
+    u = convolve(uz[:channels], past, w.taps)
     for k in range(channels):
-        u[k] += uz[k] * w.taps[width - 1, k]
+        u[k] += w.conv_bias[k]
         u[k] *= sigmoid(u[k])
     add_product(u, w.gates, gates)
     for k in range(channels):
@@ -108,13 +118,14 @@ def feed_forward(x, w):
 
 
 @njit(cache=True, **MATH)
-def step(items, slots, embedding, norm, layers, h, past, out, eps, norm_eps):
+def step(items, slots, embedding, norm, layers, h, past, earlier, out, eps, norm_eps):
     """One more item (B,) of the users in `slots` (B,), int64, all different.
 
-    embedding (V+1, D), norm (2, D): what comes before the first layer. layers, h, past: tuples, one
-    each per layer. The users' rows of h (S, C) and past (S, W-1, C) are moved on; those of out
-    (S, D) become their representation. eps: under the square root of the input's scale; norm_eps:
-    under that of every LayerNorm.
+    embedding (V+1, D), norm (2, D): what comes before the first layer. layers, h, past, earlier:
+    tuples, one each per layer. The users' rows of h (S, C), past (S, W-1, C) and, where layers
+    have a direct convolution, earlier (S, K-1, D) are moved on; those of out (S, D) become their
+    representation. eps: under the square root of the input's scale; norm_eps: under that of every
+    LayerNorm.
     """
     for b in range(len(slots)):
         slot = slots[b]
@@ -122,16 +133,20 @@ def step(items, slots, embedding, norm, layers, h, past, out, eps, norm_eps):
         x[:] = embedding[items[b]]
         normalise(x, norm, norm_eps)
         for layer in range(len(layers)):
-            recur(x, h[layer][slot], past[layer][slot], layers[layer], eps)
-            normalise(x, layers[layer].norm, norm_eps)
-            feed_forward(x, layers[layer])
-            normalise(x, layers[layer].pffn_norm, norm_eps)
+            w = layers[layer]
+            beside = convolve(x, earlier[layer][slot], w.direct)
+            recur(x, h[layer][slot], past[layer][slot], w, eps)
+            for k in range(x.size):
+                x[k] += beside[k]
+            normalise(x, w.norm, norm_eps)
+            feed_forward(x, w)
+            normalise(x, w.pffn_norm, norm_eps)
 
 
 class InPlaceStep:
     """`RecBLR.step` on tables of states, with a copy of the weights of today.
 
-    layers: `BehaviorLayer`s with all of their parts, float32 on the CPU.
+    layers: `BehaviorLayer`s with all of the paper's parts, float32 on the CPU.
     """
 
     def __init__(self, embedding: Tensor, norm: nn.LayerNorm, layers: Iterable[Any]):
@@ -143,15 +158,19 @@ class InPlaceStep:
     def __call__(
         self, items: np.ndarray, slots: np.ndarray, tables: list[Tensor], out: Tensor
     ) -> None:
-        """items 1..V and slots (B,) int64, tables h (S, C) and past (S, W-1, C) of each layer.
+        """items 1..V and slots (B,) int64; tables: h (S, C), past (S, W-1, C) of each layer.
 
-        Slots are all different; their rows of the tables go on, and those of out (S, D) become the
+        With a direct convolution each layer's third is earlier (S, K-1, D). Slots are all
+        different; their rows of the tables go on, and those of out (S, D) become the
         representation.
         """
+        parts = len(tables) // len(self.layers)
         arrays = tuple(table.numpy() for table in tables)
+        none = (np.empty((len(out), 0, out.shape[1]), f32),) * len(self.layers)
         step(
             items, slots, self.embedding, self.norm, self.layers,
-            arrays[::2], arrays[1::2], out.numpy(), self.eps, self.norm_eps,
+            arrays[::parts], arrays[1::parts], arrays[2::parts] if parts > 2 else none,
+            out.numpy(), self.eps, self.norm_eps,
         )  # fmt: skip
 
 
@@ -161,7 +180,8 @@ def norm_weights(norm: nn.LayerNorm) -> np.ndarray:
 
 
 def layer_weights(layer: Any) -> LayerWeights:
-    recurrent, pffn = layer.recurrent, layer.pffn
+    recurrent, pffn, direct = layer.recurrent, layer.pffn, layer.direct_conv
+    no_taps = recurrent.out_proj.weight.new_empty(0, len(recurrent.out_proj.weight))
     weights = {
         "in_gate": torch.cat((recurrent.in_proj.weight, recurrent.gate_proj.weight)).t(),
         "taps": recurrent.conv_weight.t(),
@@ -170,6 +190,7 @@ def layer_weights(layer: Any) -> LayerWeights:
         "gates_bias": recurrent.gates.bias,
         "c": F.softplus(recurrent.lambda_),
         "out": recurrent.out_proj.weight.t(),
+        "direct": no_taps if direct is None else direct.weight.t(),
         "inner": pffn.inner.weight.t(),
         "inner_bias": pffn.inner.bias,
         "outer": pffn.outer.weight.t(),
