@@ -16,16 +16,13 @@ CONFIG = Path(__file__).parent / "conf" / "train.yaml"
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> Path:
     with one_line_errors(in_job=True):  # as a decorator it cannot be sent to a launcher's process
-        from hydra.core.hydra_config import HydraConfig
-
         from recblr.training import validate
         from recblr.training.loggers import quiet_lightning
 
         quiet_lightning()
         if cfg.resume:
             cfg = validate.resumed(cfg)
-        validate.check_run(cfg, CONFIG)
-        overrides = list(HydraConfig.get().overrides.task)
+        cfg, overrides = validate.check_run(cfg, CONFIG)
         if cfg.get("search"):
             from recblr.training.search import search
 

@@ -1,12 +1,15 @@
 """What a user can get wrong: one line that names it and the way out, and nothing left behind."""
 
 import gzip
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import SMOKE, Outcome, invoke, run_folders, spawn, write_log
+
+from recblr.run_folder import RunFolder, model_name
 
 ABSENT = ("data=custom", "data.path=absent.csv", "logger=csv")  # read only after all checks
 
@@ -28,6 +31,10 @@ CONFIGURATION = [
     ),
     ("data=movielens", "data=movielens: no such data", "ml-100k, ml-1m, steam"),
     ("recipe=papre", "recipe=papre: no such recipe", "amazon-beauty, amazon-sports"),
+    ("recipe=best/amazon-beauty/recbrl", "did you mean best/amazon-beauty/recblr?"),
+    ("recipe=tuned/ml-1m/narm", "experiment=tune of its model and data set makes it; "),
+    ("model.dropout=0.3", "model.dropout=0.3: the key is dropout"),
+    ("direct_conv=51", "direct_conv=51: wider than max_length=50 items"),
     ("recipe=best", "recipe=best: no such recipe", "best/amazon-beauty/recblr, "),
     ("trainer=fast", "trainer=fast: no such trainer", "default, smoke"),
     ("logger=tensorboard", "logger=tensorboard: no such logger", "csv, wandb"),
@@ -123,13 +130,35 @@ def test_key_that_the_model_does_not_read_is_refused(tmp_path, key):
     assert not any(tmp_path.iterdir())
 
 
-def test_in_a_sweep_over_models_it_is_a_warning(tmp_path):
+def test_in_a_sweep_over_models_it_is_left_out_of_the_run(tmp_path):
     write_log(tmp_path / "log.inter")
-    outcome = invoke("train", "-m", "model=popularity,markov", "dropout=0.3", *SMOKE, cwd=tmp_path)
+    models = ("-m", "model=popularity,markov", "dropout=0.1,0.3")
+    outcome = invoke("train", *models, *SMOKE, cwd=tmp_path)
     assert outcome.code == 0, outcome.err
-    assert ": Popularity does not read dropout, nor does" in outcome.out
-    assert ": Markov does not read dropout" in outcome.out
-    assert len(run_folders(tmp_path / "runs")) == 2
+    assert "dropout=0.3: Popularity does not read dropout; this run is without it" in outcome.out
+    assert ": Markov does not read dropout; " in outcome.out
+    folders = run_folders(tmp_path / "runs")
+    assert len(folders) == 2
+    for folder in folders:
+        about = json.loads((folder / "environment.json").read_text())
+        assert "dropout" not in about["command"] and "also" not in about
+
+
+def test_a_setting_that_one_model_of_a_sweep_reads_is_that_models_alone(tmp_path):
+    write_log(tmp_path / "log.inter")
+    models = ("-m", "model=recblr,narm", "direct_conv=2")
+    outcome = invoke("train", *models, *SMOKE, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    configs = [RunFolder(folder).read_config() for folder in run_folders(tmp_path / "runs")]
+    assert {model_name(one): one["direct_conv"] for one in configs} == {"recblr": 2, "narm": 0}
+
+
+def test_a_recipe_of_another_data_set_keeps_its_name(tmp_path):
+    write_log(tmp_path / "log.inter")
+    outcome = invoke("train", "model=markov", "recipe=ml-1m", *SMOKE, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    (folder,) = run_folders(tmp_path / "runs")
+    assert RunFolder(folder).read_config()["recipe"] == "ml-1m"
 
 
 def test_sweep_goes_on_after_a_bad_job_and_ends_with_its_error(tmp_path):
@@ -141,6 +170,7 @@ def test_sweep_goes_on_after_a_bad_job_and_ends_with_its_error(tmp_path):
     first, *which = outcome.err.splitlines()
     assert first == "error: 1 of 2 runs failed:"
     assert which[0].strip().startswith("data.min_interactions=90 model=markov")
+    assert ": data.min_interactions=90: nothing is" in which[0]
     (folder,) = run_folders(tmp_path / "runs")
     assert (folder / "README.md").exists()
 

@@ -67,7 +67,7 @@ def hydra_config():
 @functools.cache
 def composed(*overrides: str) -> DictConfig:
     cfg = compose("train", list(overrides))
-    check_config(cfg, KNOWN, list(overrides), multirun=False)
+    check_config(cfg, KNOWN, list(overrides))
     return cfg
 
 
@@ -161,7 +161,11 @@ def test_a_model_brings_the_objective_and_the_rows_that_it_needs():
         (["model=sasrec", "objective=bce", "repeat_bias=true"], "BCE does not learn it"),
         (["model=caser", "repeat_bias=true"], "repeat_bias=true: Caser does not read repeat_bias"),
         (["ahead_weight=1.5"], "ahead_weight=1.5: must be in 0..1"),
-        (["target_mode=prefix", "ahead_weight=0.2"], "a row has one target and none after it"),
+        (["target_mode=prefix", "ahead_weight=0.2"], "none after it; target_mode=all_positions"),
+        (
+            ["model=fmlprec", "objective=cross_entropy", "ahead_weight=0.2"],
+            "FMLPRec, which sees later items, has no other rows: leave it out",
+        ),
         (
             ["objective=bce", "ahead_weight=0.2"],
             "does not read ahead_weight, nor does BCE; it would",
@@ -262,7 +266,7 @@ def test_unknown_key_in_a_global_file_is_refused():
     OmegaConf.set_struct(cfg, False)
     cfg.dropuot = 0.3
     with pytest.raises(ValueError, match=r"dropuot: no such key; valid: .*dropout"):
-        check_config(cfg, KNOWN, [], multirun=False)
+        check_config(cfg, KNOWN, [])
 
 
 def test_every_target_argument_is_bound_to_its_signature():
@@ -276,7 +280,7 @@ def test_every_target_argument_is_bound_to_its_signature():
         cfg = compose("train", [])
         OmegaConf.update(cfg, key, value, force_add=True)
         with pytest.raises(ValueError, match=message):
-            check_config(cfg, KNOWN, [], multirun=False)
+            check_config(cfg, KNOWN, [])
 
 
 def test_names_of_the_interface_exist():

@@ -78,11 +78,17 @@ def test_released_steps_equal_the_whole_sequence():
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"released": True, "max_length": 50}, {"conv1d": False}, {"lambda_init": "random"}],
+    "changes, named",
+    [
+        ({"released": True, "max_length": 50}, "released=true"),
+        ({"conv1d": False}, "conv1d=false"),
+        ({"lambda_init": "random"}, "lambda_init=random"),
+        ({"expansion": 3}, "expansion=3"),
+        ({"conv_width": 2}, "conv_width=2"),
+    ],
 )
-def test_without_a_recurrence_nothing_of_it_can_be_chosen(changes):
-    with pytest.raises(ValueError, match=r"^model.recurrence=false: leaves out what"):
+def test_without_a_recurrence_nothing_of_it_can_be_chosen(changes, named):
+    with pytest.raises(ValueError, match=rf"^model.recurrence=false: model.{named}, "):
         RecBLR(V, direct_conv=2, recurrence=False, **changes)
     with pytest.raises(ValueError, match=r"^model.recurrence=false: nothing mixes items"):
         RecBLR(V, recurrence=False)

@@ -53,6 +53,7 @@ DirectConv(H))), and with `recurrence=False` that convolution stands alone.
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -329,10 +330,6 @@ class RecBLR(nn.Module):
             leaked_steps = power_of_two(max_length) - max_length
         self.scan = scan
         whole = conv1d and gate_z and input_gate and not (bd_lru_only or constant_decay)
-        if not recurrence and (released or not whole or lambda_init != "uniform"):
-            raise ValueError(
-                "model.recurrence=false: leaves out what released and ablation= change"
-            )
         self.is_plain = whole and pffn and recurrence
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.dropout = Dropout(dropout)
@@ -349,6 +346,8 @@ class RecBLR(nn.Module):
             input_gate=input_gate,
             constant_decay=constant_decay,
         )
+        if not recurrence:
+            _check_nothing_is_chosen(released=released, **recurrent)
         self.layers = nn.ModuleList(
             BehaviorLayer(d_model, dropout, pffn, direct_conv, recurrence, **recurrent)
             for _ in range(n_layers)
@@ -418,6 +417,18 @@ class RecBLR(nn.Module):
 
     def _embed(self, items: Tensor) -> Tensor:
         return self.norm(self.dropout(self.embedding(items)))
+
+
+def _check_nothing_is_chosen(leaked_steps: int | None, scan: Scan, **settings) -> None:
+    """ValueError for a setting, not the default, of a recurrence that is left out."""
+    parameters = inspect.signature(RecBLR).parameters
+    for name, value in settings.items():
+        if value != parameters[name].default:
+            shown = str(value).lower()
+            raise ValueError(
+                f"model.recurrence=false: model.{name}={shown}, which an ablation may have set, "
+                "is a setting of the recurrence; leave out one of the two"
+            )
 
 
 def initial_lambda(channels: int, how: str) -> Tensor:

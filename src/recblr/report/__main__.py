@@ -101,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
 def _table(options: argparse.Namespace) -> None:
     grids = TABLES[options.name][0](Evidence.of(options.runs), options.force)
     if not grids:
-        raise ValueError(f"{options.name}: no finished run to show")
+        raise ValueError(
+            f"{options.name}: no finished run to show; python train.py experiment={options.name} "
+            "makes its runs"
+        )
     for grid in grids:
         print(markdown(grid))
     if options.out:

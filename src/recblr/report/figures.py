@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ FILLS: tuple[Literal["full", "none", "left", "bottom"], ...] = ("full", "none", 
 LEGEND_ROW = 0.12  # inches
 HALF_A_LEGEND = 34  # letters of a label that stands beside another
 DPI = 200
+POINTS = re.compile(r"\b[1-9]\d*\.\d{3,}")  # in an SVG; their last digits differ between processors
 
 
 def figure5(results: Sequence[Result]) -> dict[str, Figure]:
@@ -135,9 +138,15 @@ def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
     """Write each as `<name>.png` and `<name>.svg`."""
     folder.mkdir(parents=True, exist_ok=True)
     rcParams["svg.hashsalt"] = "recblr"  # the same figure is the same file
-    files = [folder / f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
-    for file in files:
-        figures[file.stem].savefig(file, metadata={"Date": None} if file.suffix == ".svg" else {})
+    files = []
+    for name, figure in figures.items():
+        png, svg = (folder / f"{name}.{kind}" for kind in ("png", "svg"))
+        figure.savefig(png)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+        text = POINTS.sub(lambda number: f"{float(number[0]):.2f}", drawn.getvalue())
+        svg.write_text(text, encoding="utf-8")
+        files += [png, svg]
     return files
 
 

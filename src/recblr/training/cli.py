@@ -72,7 +72,8 @@ class Sweep(Callback):
 
             here = not isinstance(job_return._return_value, CannotRun)
             jobs = self.failed if here else self.cannot_run
-            jobs.append(" ".join(config.hydra.overrides.task))
+            asked = " ".join(config.hydra.overrides.task)
+            jobs.append(f"{asked}: {_message(job_return._return_value)}")
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -80,7 +81,7 @@ class Sweep(Callback):
         Path(config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)
         # Another launcher's jobs end in processes of their own.
         ours = "Basic" in config.hydra.launcher._target_
-        runs, problems = self.runs if ours else [config.paths.runs], []
+        runs, problems = dict.fromkeys(self.runs) if ours else [config.paths.runs], []
         if self.report and runs:
             command = [sys.executable, "-m", "recblr.report", self.report, *runs]
             if self.report.startswith("figure"):
@@ -154,7 +155,12 @@ def _message(error: Exception) -> str:
         path, group, valid = unknown.groups()
         name, folder = path.removeprefix(f"{group}/"), CONF / group
         nested = sorted(str(file.relative_to(folder))[:-5] for file in folder.glob("*/**/*.yaml"))
-        return f"{group}={name}: no such {group}; valid: {', '.join([*valid.split(), *nested])}"
+        names = [*valid.split(), *nested]
+        closest = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {closest[0]}? " if closest else ""
+        if group == "recipe" and name.startswith("tuned/"):
+            hint = "experiment=tune of its model and data set makes it; "
+        return f"{group}={name}: no such {group}; {hint}valid: {', '.join(names)}"
     if "hydra.cc" in text:  # Hydra's grammar
         return f"{text.split(' See https')[0]}; quote such a value twice: 'key=\"value\"'"
     return text

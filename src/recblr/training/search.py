@@ -140,7 +140,7 @@ def _space(cfg: DictConfig) -> dict[str, CategoricalDistribution]:
             log.info("search.space.%s: %s does not read it", key, model_name(cfg))
             continue
         for value in values:
-            check_config(_with(cfg, {key: value}), set(map(str, cfg)), [], multirun=False)
+            check_config(_with(cfg, {key: value}), set(map(str, cfg)), [])
         space[key] = CategoricalDistribution(sorted({cfg[key], *values}))
     if not space:
         raise ValueError(f"search.space: {model_name(cfg)} reads none of it")

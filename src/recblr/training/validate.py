@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -42,6 +43,7 @@ RECOMMEND_KEYS |= {f"columns.{key}": str | None for key in ("user", "item", "tim
 
 _READ_BY_ALL = {"seed", "test", "overwrite", "smoke", "resume", "recipe", "ablation"}
 _READ_BY_FLOORS = {"eval_batch_size", "mask_history"}
+_SECTIONS = {"model", "objective", "optimizer", "datamodule"}
 _NOT_BUILT_FOR_FLOORS = {"objective", "optimizer", "trainer", "callbacks", "datamodule"}
 
 
@@ -84,7 +86,7 @@ def resumed(cfg: DictConfig) -> DictConfig:
     if "folder" in run.data:
         run.data.folder = "${paths.data}"
     for override in HydraConfig.get().overrides.task:
-        key = override.split("=", 1)[0].lstrip("+~")
+        key = _key(override)
         if key.split(".")[0] in ("paths", "logger"):
             OmegaConf.update(run, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
         elif key != "resume":
@@ -95,18 +97,30 @@ def resumed(cfg: DictConfig) -> DictConfig:
     return run
 
 
-def check_run(cfg: DictConfig, config_file: Path) -> None:
-    """`check_config` for the Hydra job that is running, composed from `config_file`."""
-    job = HydraConfig.get()
-    _check_recipe_is_of_the_model(cfg, job.runtime.choices["recipe"])
-    check_config(cfg, known_keys(config_file), job.overrides.task, job.mode == RunMode.MULTIRUN)
+def check_run(cfg: DictConfig, config_file: Path) -> tuple[DictConfig, list[str]]:
+    """`check_config` for the Hydra job that is running, composed from `config_file`.
+
+    Returns its config and overrides. In a multirun those lack the overrides that the model does not
+    read, so that it is the run that it would be without them; a warning names each.
+    """
+    job, known = HydraConfig.get(), known_keys(config_file)
+    overrides, recipe = list(job.overrides.task), job.runtime.choices["recipe"]
+    if job.mode == RunMode.MULTIRUN and (dead := _unread(cfg, overrides)):
+        for why in dead.values():
+            log.warning("%s; this run is without it", why)
+        overrides = [override for override in overrides if override not in dead]
+        cfg = compose(config_file.stem, overrides)
+    _name_another_datas_recipe(cfg, recipe)
+    _check_recipe_is_of_the_model(cfg, recipe)
+    check_config(cfg, known, overrides)
+    return cfg, overrides
 
 
-def check_config(cfg: DictConfig, known: set[str], overrides: list[str], multirun: bool) -> None:
+def check_config(cfg: DictConfig, known: set[str], overrides: list[str]) -> None:
     """Raise ValueError, naming the key, its value and what is valid; build nothing real.
 
     known: valid top-level keys. overrides: the command line's; one that the model does not read
-    is an error, in a multirun a warning.
+    is an error.
     """
     check_keys(cfg, known, TRAIN_KEYS)
     for key, what in (("runs", "of all runs"), ("data", "of downloads and prepared logs")):
@@ -116,7 +130,9 @@ def check_config(cfg: DictConfig, known: set[str], overrides: list[str], multiru
         raise ValueError(f"seed={cfg.seed}: must be in 0..{LARGEST_SEED}")
     for path, node in _calls(cfg):
         _check_call(path, node)
-    _check_overrides_are_read(cfg, overrides, multirun)
+    for why in _unread(cfg, overrides).values():
+        raise ValueError(f"{why}; it would change nothing, leave it out")
+    _check_no_second_name(cfg, overrides)
     with torch.device("meta"):  # the constructor's own checks, without memory or data
         model = build_model(cfg.model, n_items=1, n_users=1)
     if not is_floor(cfg):
@@ -142,6 +158,12 @@ def known_keys(config_file: Path) -> set[str]:
     return {key for key in config if key not in ("defaults", "hydra")} | {
         group for group in groups if not group.startswith("override ")
     }
+
+
+def _name_another_datas_recipe(cfg: DictConfig, recipe: str | None) -> None:
+    """What is the paper's setting of one log is not of another, which says whose it has."""
+    if recipe and "/" not in recipe and recipe != cfg.data.name:
+        cfg.recipe = recipe
 
 
 def _check_recipe_is_of_the_model(cfg: DictConfig, recipe: str | None) -> None:
@@ -174,9 +196,17 @@ def _check_training(cfg: DictConfig, model: torch.nn.Module) -> None:
         )
     ahead = getattr(objective, "ahead_weight", 0)
     if ahead and cfg.target_mode == "prefix":
+        way_out = "target_mode=all_positions has them"
+        if not model.causal:
+            way_out = f"{_name(model)}, which sees later items, has no other rows: leave it out"
         raise ValueError(
             f"ahead_weight={ahead}: with target_mode=prefix a row has one target and "
-            "none after it; target_mode=all_positions has them"
+            f"none after it; {way_out}"
+        )
+    if cfg.direct_conv > cfg.max_length:
+        raise ValueError(
+            f"direct_conv={cfg.direct_conv}: wider than max_length={cfg.max_length} items, which "
+            "is all that a row has"
         )
     if getattr(objective, "usual", False) and cfg.target_mode != "prefix":
         log.warning(
@@ -291,21 +321,29 @@ def _describe(hint: Any) -> str:
     return _WORDS.get(options[0], str(options[0]))
 
 
-def _check_overrides_are_read(cfg: DictConfig, overrides: list[str], multirun: bool) -> None:
-    read = read_keys(cfg)
+def _unread(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
+    """The overrides of top-level keys that the model does not read, and that in words."""
+    read, found = read_keys(cfg), {}
+    readers = [cfg.model] if is_floor(cfg) else [cfg.model, cfg.objective]
+    names = [reader._target_.split(".")[-1] for reader in readers]
     for override in overrides:
-        key = override.split("=", 1)[0].lstrip("+~")
+        key = _key(override)
         if key in cfg and not OmegaConf.is_dict(cfg[key]) and key not in read:
-            model, objective = (
-                cfg[name]._target_.split(".")[-1] for name in ("model", "objective")
-            )
-            message = (
-                f"{override}: {model} does not read {key}, nor does {objective}; it would change "
-                "nothing, leave it out"
-            )
-            if not multirun:
-                raise ValueError(message)
-            log.warning(message)
+            nor = f", nor does {names[1]}" if len(names) > 1 else ""
+            found[override] = f"{override}: {names[0]} does not read {key}{nor}"
+    return found
+
+
+def _check_no_second_name(cfg: DictConfig, overrides: list[str]) -> None:
+    """`model.dropout` is `dropout`: given as the former, the same run would have another name."""
+    for override in overrides:
+        section, _, name = _key(override).rpartition(".")
+        if section in _SECTIONS and name in cfg and name in cfg[section]:
+            raise ValueError(f"{override}: the key is {name}, for every model; give {name}=")
+
+
+def _key(override: str) -> str:
+    return override.split("=", 1)[0].lstrip("+~")
 
 
 def read_keys(cfg: DictConfig) -> set[str]:
