@@ -67,7 +67,7 @@ CONFIGURATION = [
     ("lr=-1", "lr=-1", "learning rate"),
     ("weight_decay=-1", "weight_decay=-1"),
     ("repeat_bias=2", "repeat_bias=2", "true or false"),
-    ("recipe=best/amazon-beauty/recblr", "not those of this run", "custom/recblr"),
+    ("recipe=best/amazon-beauty/recblr", "are those of amazon-beauty/recblr, this run is custom/"),
     ("trainer.max_epochs=0", "trainer.max_epochs=0", "1 or more"),
     ("trainer.devices=9", "trainer.devices=9", "only 1 works"),
     ("trainer.accelerator=abacus", "abacus"),

@@ -109,7 +109,7 @@ def check_run(cfg: DictConfig, config_file: Path) -> tuple[DictConfig, list[str]
         for why in dead.values():
             log.warning("%s; this run is without it", why)
         overrides = [override for override in overrides if override not in dead]
-        cfg = compose(config_file.stem, overrides)
+        cfg = compose(config_file.stem, [*job.overrides.hydra, *overrides])
     _name_another_datas_recipe(cfg, recipe)
     _check_recipe_is_of_the_model(cfg, recipe)
     check_config(cfg, known, overrides)
@@ -175,8 +175,8 @@ def _check_recipe_is_of_the_model(cfg: DictConfig, recipe: str | None) -> None:
     own = {"usual": model, "tuned": searched, "bias": chosen, "best": chosen}.get(kind)
     if own is not None and chosen_for != own:
         raise ValueError(
-            f"recipe={recipe}: its values are not those of this run, which is {own}; choose its "
-            "model and data set, or leave recipe= out"
+            f"recipe={recipe}: its values are those of {chosen_for}, this run is {own}; set model= "
+            "and data= to match, or leave recipe= out"
         )
 
 
