@@ -10,6 +10,7 @@ import torch
 from command_line import SMOKE, Outcome, invoke, run_folders, spawn, write_log
 
 from recblr.run_folder import RunFolder, model_name
+from recblr.training.cli import CONF
 
 ABSENT = ("data=custom", "data.path=absent.csv", "logger=csv")  # read only after all checks
 
@@ -144,21 +145,36 @@ def test_in_a_sweep_over_models_it_is_left_out_of_the_run(tmp_path):
         assert "dropout" not in about["command"] and "also" not in about
 
 
-def test_a_setting_that_one_model_of_a_sweep_reads_is_that_models_alone(tmp_path):
+def test_a_setting_that_one_model_of_a_sweep_reads_is_its_alone(tmp_path):
     write_log(tmp_path / "log.inter")
-    models = ("-m", "model=recblr,narm", "direct_conv=2")
-    outcome = invoke("train", *models, *SMOKE, cwd=tmp_path)
+    recipes = tmp_path / "extra" / "recipe"
+    recipes.mkdir(parents=True)
+    shutil.copy(CONF / "recipe" / "ml-1m.yaml", recipes / "mine.yaml")
+    models = ("-m", "model=recblr,narm", "direct_conv=2", "recipe=mine")
+    search = f"hydra.searchpath=[file://{recipes.parent}]"
+    outcome = invoke("train", *models, search, *SMOKE, cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     configs = [RunFolder(folder).read_config() for folder in run_folders(tmp_path / "runs")]
     assert {model_name(one): one["direct_conv"] for one in configs} == {"recblr": 2, "narm": 0}
+    assert {one["recipe"] for one in configs} == {"mine"}
 
 
-def test_a_recipe_of_another_data_set_keeps_its_name(tmp_path):
+def test_in_a_sweep_over_models_each_keeps_its_usual_settings(tmp_path):
     write_log(tmp_path / "log.inter")
-    outcome = invoke("train", "model=markov", "recipe=ml-1m", *SMOKE, cwd=tmp_path)
+    models = ("-m", "model=narm,gru4rec", "direct_conv=2", "recipe=usual/${model}")
+    outcome = invoke("train", *models, *SMOKE, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    configs = [RunFolder(folder).read_config() for folder in run_folders(tmp_path / "runs")]
+    assert {model_name(one): one["dropout"] for one in configs} == {"narm": 0.25, "gru4rec": 0.3}
+
+
+@pytest.mark.parametrize("recipe, name", [("ml-1m", "ml-1m"), ("custom", "ours")])
+def test_a_recipe_of_another_data_set_keeps_its_name(tmp_path, recipe, name):
+    write_log(tmp_path / "log.inter")
+    outcome = invoke("train", "model=markov", f"recipe={recipe}", *SMOKE, cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     (folder,) = run_folders(tmp_path / "runs")
-    assert RunFolder(folder).read_config()["recipe"] == "ml-1m"
+    assert RunFolder(folder).read_config()["recipe"] == name
 
 
 def test_sweep_goes_on_after_a_bad_job_and_ends_with_its_error(tmp_path):

@@ -88,7 +88,7 @@ def test_released_steps_equal_the_whole_sequence():
     ],
 )
 def test_without_a_recurrence_nothing_of_it_can_be_chosen(changes, named):
-    with pytest.raises(ValueError, match=rf"^model.recurrence=false: model.{named}, "):
+    with pytest.raises(ValueError, match=rf"^model.recurrence=false: model.{named} is a setting"):
         RecBLR(V, direct_conv=2, recurrence=False, **changes)
     with pytest.raises(ValueError, match=r"^model.recurrence=false: nothing mixes items"):
         RecBLR(V, recurrence=False)

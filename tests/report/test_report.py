@@ -10,11 +10,12 @@ from made_up_runs import write_run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from recblr.report import figures
-from recblr.report.__main__ import main
+from recblr.report.__main__ import FIGURES, TABLES, main
 from recblr.report.files import merged, read_csv, write_results
 from recblr.report.grid import Cell, Grid, as_csv, latex, markdown
 from recblr.report.results import overrides_of, read_results, settings_of, without_folders
 from recblr.run_folder import METRICS
+from recblr.training.cli import CONF
 
 
 @pytest.fixture
@@ -218,7 +219,7 @@ def test_settings_have_each_recipe_and_what_was_changed_in_it(tmp_path, capsys):
         "popularity",
         "gru4rec (paper) data.order=shuffled lr=0.1",
     ]
-    with pytest.raises(SystemExit, match="settings: no finished run to show"):
+    with pytest.raises(SystemExit, match=r"settings: no finished run to show$"):
         main(["settings", str(tmp_path / "runs/a")])
 
 
@@ -288,8 +289,17 @@ def test_figures_are_drawn_from_sweeps(tmp_path, capsys):
         run(capsys, name, tmp_path / "runs", "--out", tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert "figure5_amazon-beauty_paper.png" in names and "curves_amazon-beauty.svg" in names
-    with pytest.raises(SystemExit, match="figure6: no finished run"):
-        main(["figure6", str(tmp_path / "runs")])
+    drawn = (tmp_path / "out/curves_amazon-beauty.svg").read_text()
+    assert "scale(0.015625)" in drawn, "letters keep their size"
+    assert not re.search(r"\b[1-9]\d*\.\d{3,}", drawn), "digits that differ between processors"
+
+
+@pytest.mark.parametrize("name", [*TABLES, *FIGURES])
+def test_a_report_without_runs_names_the_experiment_that_makes_them(tmp_path, name):
+    with pytest.raises(SystemExit, match=f"{name}: no finished run to ") as error:
+        main([name, str(tmp_path)])
+    named = f"experiment={name} " in str(error.value)
+    assert named == (CONF / "experiment" / f"{name}.yaml").exists()
 
 
 def test_curves_of_ablations_stand_beside_their_own_recipe_and_labels_fit(runs):

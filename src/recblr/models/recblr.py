@@ -55,7 +55,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -329,8 +329,8 @@ class RecBLR(nn.Module):
                 raise ValueError("model.released=true needs max_length, which it pads to")
             leaked_steps = power_of_two(max_length) - max_length
         self.scan = scan
-        whole = conv1d and gate_z and input_gate and not (bd_lru_only or constant_decay)
-        self.is_plain = whole and pffn and recurrence
+        parts = (conv1d, gate_z, input_gate, pffn, recurrence)
+        self.has_all_parts = all(parts) and not (bd_lru_only or constant_decay)
         self.embedding = nn.Embedding(n_items + 1, d_model)
         self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
@@ -347,7 +347,7 @@ class RecBLR(nn.Module):
             constant_decay=constant_decay,
         )
         if not recurrence:
-            _check_nothing_is_chosen(released=released, **recurrent)
+            _check_nothing_is_chosen(recurrent | {"released": released})
         self.layers = nn.ModuleList(
             BehaviorLayer(d_model, dropout, pffn, direct_conv, recurrence, **recurrent)
             for _ in range(n_layers)
@@ -394,11 +394,11 @@ class RecBLR(nn.Module):
     def step_in_place(self) -> InPlaceStep | None:
         """`step` of few users in one call, without dropout, with the weights as they are now.
 
-        None where it does not run: not float32 on the CPU, `scan="reference"` or an ablation.
+        None where it does not run: not float32 on the CPU, `scan="reference"` or a part left out.
         """
         weight = self.embedding.weight
         runs = HAS_NUMBA and weight.device.type == "cpu" and weight.dtype == torch.float32
-        if not (runs and self.is_plain) or self.scan == "reference":
+        if not (runs and self.has_all_parts) or self.scan == "reference":
             return None
         from recblr.ops.behavior_step import InPlaceStep
 
@@ -419,15 +419,15 @@ class RecBLR(nn.Module):
         return self.norm(self.dropout(self.embedding(items)))
 
 
-def _check_nothing_is_chosen(leaked_steps: int | None, scan: Scan, **settings) -> None:
+def _check_nothing_is_chosen(settings: dict[str, Any]) -> None:
     """ValueError for a setting, not the default, of a recurrence that is left out."""
     parameters = inspect.signature(RecBLR).parameters
     for name, value in settings.items():
-        if value != parameters[name].default:
+        if name in parameters and name != "scan" and value != parameters[name].default:
             shown = str(value).lower()
             raise ValueError(
-                f"model.recurrence=false: model.{name}={shown}, which an ablation may have set, "
-                "is a setting of the recurrence; leave out one of the two"
+                f"model.recurrence=false: model.{name}={shown} is a setting of the recurrence "
+                "(ablation= sets some); leave out one of the two"
             )
 
 

@@ -75,7 +75,10 @@ def normalise(x, norm, eps):
 
 @njit(cache=True, **MATH)
 def convolve(x, earlier, taps):
-    """Depthwise convolution (C,), 0 for W = 0; x (C,), earlier (W-1, C), which goes on by x."""
+    """Depthwise convolution (C,) of x (C,) by taps (W, C), 0 for W = 0.
+
+    earlier (W-1, C): the inputs before x, which it moves on by x.
+    """
     width = len(taps)
     y = x * taps[width - 1] if width else np.zeros_like(x)
     for t in range(width - 1):
@@ -158,10 +161,10 @@ class InPlaceStep:
     def __call__(
         self, items: np.ndarray, slots: np.ndarray, tables: list[Tensor], out: Tensor
     ) -> None:
-        """items 1..V and slots (B,) int64; tables: h (S, C), past (S, W-1, C) of each layer.
+        """items 1..V and slots (B,) int64, all different.
 
-        With a direct convolution each layer's third is earlier (S, K-1, D). Slots are all
-        different; their rows of the tables go on, and those of out (S, D) become the
+        tables: of each layer h (S, C), past (S, W-1, C) and, with a direct convolution, earlier
+        (S, K-1, D). The slots' rows of the tables go on, and those of out (S, D) become the
         representation.
         """
         parts = len(tables) // len(self.layers)

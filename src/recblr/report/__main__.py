@@ -101,10 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 def _table(options: argparse.Namespace) -> None:
     grids = TABLES[options.name][0](Evidence.of(options.runs), options.force)
     if not grids:
-        raise ValueError(
-            f"{options.name}: no finished run to show; python train.py experiment={options.name} "
-            "makes its runs"
-        )
+        raise ValueError(f"{options.name}: no finished run to show{_way_out(options.name)}")
     for grid in grids:
         print(markdown(grid))
     if options.out:
@@ -119,6 +116,12 @@ def _table(options: argparse.Namespace) -> None:
         print(f"written: {options.out}/{options.name}.{{md,tex}} and a CSV per data set")
 
 
+def _way_out(name: str) -> str:
+    """For what the paper has, which is what has a number: the experiment of the same name."""
+    numbered = name[-1].isdigit()
+    return f"; python train.py experiment={name} makes its runs" if numbered else ""
+
+
 def _figures(options: argparse.Namespace) -> None:
     from recblr.report import figures
 
@@ -129,7 +132,7 @@ def _figures(options: argparse.Namespace) -> None:
         else:
             made |= getattr(figures, name)(evidence.results)
     if not made:
-        raise ValueError(f"{options.name}: no finished run to draw")
+        raise ValueError(f"{options.name}: no finished run to draw{_way_out(options.name)}")
     beside = options.runs[0] if options.runs else RESULTS
     for file in figures.save(made, options.out or beside / "figures"):
         print(f"written: {file}")

@@ -73,7 +73,7 @@ class Sweep(Callback):
             here = not isinstance(job_return._return_value, CannotRun)
             jobs = self.failed if here else self.cannot_run
             asked = " ".join(config.hydra.overrides.task)
-            jobs.append(f"{asked}: {_message(job_return._return_value)}")
+            jobs.append(f"{asked}: {_reason(job_return._return_value)}")
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -132,6 +132,10 @@ def _is_users(error: Exception) -> bool:
     kinds = (ValueError, OSError, HydraException, OmegaConfBaseException)
     named = ("MisconfigurationException", "UsageError", "CommError", "AuthenticationError")
     return isinstance(error, kinds) or type(error).__name__ in named
+
+
+def _reason(error: Exception) -> str:
+    return _message(error) if _is_users(error) else f"{type(error).__name__}: {error}"
 
 
 def _multirun() -> bool:

@@ -43,6 +43,7 @@ RECOMMEND_KEYS |= {f"columns.{key}": str | None for key in ("user", "item", "tim
 
 _READ_BY_ALL = {"seed", "test", "overwrite", "smoke", "resume", "recipe", "ablation"}
 _READ_BY_FLOORS = {"eval_batch_size", "mask_history"}
+# Where an argument that has a top-level key's name is an interpolation of it.
 _SECTIONS = {"model", "objective", "optimizer", "datamodule"}
 _NOT_BUILT_FOR_FLOORS = {"objective", "optimizer", "trainer", "callbacks", "datamodule"}
 
@@ -101,7 +102,7 @@ def check_run(cfg: DictConfig, config_file: Path) -> tuple[DictConfig, list[str]
     """`check_config` for the Hydra job that is running, composed from `config_file`.
 
     Returns its config and overrides. In a multirun those lack the overrides that the model does not
-    read, so that it is the run that it would be without them; a warning names each.
+    read: the run has the name and command that it has without them. A warning says which.
     """
     job, known = HydraConfig.get(), known_keys(config_file)
     overrides, recipe = list(job.overrides.task), job.runtime.choices["recipe"]
@@ -110,7 +111,8 @@ def check_run(cfg: DictConfig, config_file: Path) -> tuple[DictConfig, list[str]
             log.warning("%s; this run is without it", why)
         overrides = [override for override in overrides if override not in dead]
         cfg = compose(config_file.stem, [*job.overrides.hydra, *overrides])
-    _name_another_datas_recipe(cfg, recipe)
+    if recipe and "/" not in recipe and recipe != job.runtime.choices["data"]:
+        cfg.recipe = recipe  # of another data set: neither `paper` nor `ours` here
     _check_recipe_is_of_the_model(cfg, recipe)
     check_config(cfg, known, overrides)
     return cfg, overrides
@@ -130,11 +132,16 @@ def check_config(cfg: DictConfig, known: set[str], overrides: list[str]) -> None
         raise ValueError(f"seed={cfg.seed}: must be in 0..{LARGEST_SEED}")
     for path, node in _calls(cfg):
         _check_call(path, node)
-    for why in _unread(cfg, overrides).values():
-        raise ValueError(f"{why}; it would change nothing, leave it out")
+    if unread := list(_unread(cfg, overrides).values()):
+        raise ValueError(f"{unread[0]}; it would change nothing, leave it out")
     _check_no_second_name(cfg, overrides)
     with torch.device("meta"):  # the constructor's own checks, without memory or data
         model = build_model(cfg.model, n_items=1, n_users=1)
+    if (width := cfg.get("direct_conv", 0)) > cfg.max_length:
+        raise ValueError(
+            f"direct_conv={width}: wider than max_length={cfg.max_length} items, which is all "
+            "that a row has"
+        )
     if not is_floor(cfg):
         _check_training(cfg, model)
 
@@ -160,12 +167,6 @@ def known_keys(config_file: Path) -> set[str]:
     }
 
 
-def _name_another_datas_recipe(cfg: DictConfig, recipe: str | None) -> None:
-    """What is the paper's setting of one log is not of another, which says whose it has."""
-    if recipe and "/" not in recipe and recipe != cfg.data.name:
-        cfg.recipe = recipe
-
-
 def _check_recipe_is_of_the_model(cfg: DictConfig, recipe: str | None) -> None:
     """`usual/<model>` and `{tuned,bias,best}/<data>/<model>` are for one model, on one data set."""
     kind, _, chosen_for = (recipe or "").partition("/")
@@ -175,8 +176,8 @@ def _check_recipe_is_of_the_model(cfg: DictConfig, recipe: str | None) -> None:
     own = {"usual": model, "tuned": searched, "bias": chosen, "best": chosen}.get(kind)
     if own is not None and chosen_for != own:
         raise ValueError(
-            f"recipe={recipe}: its values are those of {chosen_for}, this run is {own}; set model= "
-            "and data= to match, or leave recipe= out"
+            f"recipe={recipe}: its values are those of {chosen_for}, this run is {own}; set "
+            "model=, data= and ablation= to match, or leave recipe= out"
         )
 
 
@@ -202,11 +203,6 @@ def _check_training(cfg: DictConfig, model: torch.nn.Module) -> None:
         raise ValueError(
             f"ahead_weight={ahead}: with target_mode=prefix a row has one target and "
             f"none after it; {way_out}"
-        )
-    if cfg.direct_conv > cfg.max_length:
-        raise ValueError(
-            f"direct_conv={cfg.direct_conv}: wider than max_length={cfg.max_length} items, which "
-            "is all that a row has"
         )
     if getattr(objective, "usual", False) and cfg.target_mode != "prefix":
         log.warning(
@@ -322,7 +318,7 @@ def _describe(hint: Any) -> str:
 
 
 def _unread(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
-    """The overrides of top-level keys that the model does not read, and that in words."""
+    """Override -> a sentence, for each whose top-level key the model does not read."""
     read, found = read_keys(cfg), {}
     readers = [cfg.model] if is_floor(cfg) else [cfg.model, cfg.objective]
     names = [reader._target_.split(".")[-1] for reader in readers]
