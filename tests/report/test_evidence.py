@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from made_up_runs import write_run
 
+from recblr.report import differences as differences_module
 from recblr.report.__main__ import main
 from recblr.report.differences import after_holm, differences
 from recblr.report.evidence import Evidence
@@ -133,6 +134,28 @@ def test_runs_whose_folders_are_gone_are_compared_with_new_ones(seeds, tmp_path,
         if (r["model"], r["seed"], r["metric"]) == ("recblr", "0", "ndcg@10")
     ]
     assert read_ranks(file).metric("ndcg@10").mean() == pytest.approx(ndcg, rel=1e-5)
+
+
+def test_only_differences_of_new_runs_are_computed_again(seeds, tmp_path, capsys, monkeypatch):
+    for seed in range(3):
+        write_run(seeds / f"gru4rec/s{seed}", "gru4rec", seed, skill=0.5, users=500)
+    run(capsys, "collect", seeds, "--to", tmp_path / "kept")
+    shutil.rmtree(seeds / "sasrec/s2")
+    write_run(seeds / "sasrec/s2", "sasrec", 2, skill=0.9, users=500)  # trained anew
+    write_run(tmp_path / "new/sasrec/s3", "sasrec", 3, skill=0.4, users=500)
+    shutil.copytree(seeds / "sasrec/s2", tmp_path / "new/sasrec/s2")
+    computed = []
+    whole = differences_module.compare_groups
+    monkeypatch.setattr(
+        differences_module,
+        "compare_groups",
+        lambda a, b, metric: computed.append(b.runs[0].model) or whole(a, b, metric),
+    )
+    run(capsys, "collect", tmp_path / "new", "--to", tmp_path / "kept")
+    assert computed == ["sasrec"] * len(METRICS)
+    run(capsys, "collect", seeds, tmp_path / "new", "--to", tmp_path / "whole")
+    kept, again = (tmp_path / name / "significance.csv" for name in ("kept", "whole"))
+    assert kept.read_text() == again.read_text()
 
 
 def test_runs_of_another_log_or_protocol_are_collected_beside_and_not_compared(

@@ -53,6 +53,12 @@ class Difference:
         )
 
     @property
+    def settings(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Data set, overrides, model and recipe of either side."""
+        here = (self.dataset, self.overrides)
+        return (*here, OURS, self.recipe), (*here, self.baseline, self.baseline_recipe)
+
+    @property
     def star(self) -> bool:
         """Whether RecBLR is better, if both p are after Holm."""
         enough = has_star(self.p_users, self.p_seeds, self.runs, self.baseline_runs)
@@ -73,12 +79,14 @@ class Difference:
 COLUMNS = tuple(field.name for field in fields(Difference))
 
 
-def differences(results: Sequence[Result]) -> list[Difference]:
+def differences(results: Sequence[Result], known: Iterable[Difference] = ()) -> list[Difference]:
     """Of every recipe of RecBLR to every baseline with ranks, by data set and setting.
 
-    Smoke runs are left out: each seed evaluates other users.
+    known: those that still hold; only others are computed, a second each. Smoke runs are left out:
+    each seed evaluates other users.
     """
     found: list[Difference] = []
+    still = {(one.sides, one.split_hash): one for one in known}
     whole = [r for r in results if r.variant == "default" and r.ranks is not None and not r.smoke]
     for dataset, overrides, plain in by_setting(whole):
         refuse_mixed(plain, force=False)
@@ -92,7 +100,8 @@ def differences(results: Sequence[Result]) -> list[Difference]:
                 if key[0] in MODELS and key[0] != OURS:
                     for metric in METRICS:
                         sides = (dataset, overrides, recipe, metric, *key)
-                        found.append(_difference(sides, ours, runs))
+                        one = still.get((sides, ours[0].split_hash))
+                        found.append(one or _difference(sides, ours, runs))
     return found
 
 

@@ -89,13 +89,15 @@ class Evidence:
         A smoke run has a cost and no accuracy.
         """
         real = [result for result in self.results if not result.smoke]
-        known = Evidence.of([folder]).results if (folder / ACCURACY).exists() else []
-        known = [replace(r, ranks=_if_there(kept_ranks(folder / RANKS, r))) for r in known]
+        before = Evidence.of([folder]) if (folder / ACCURACY).exists() else Evidence([], [], folder)
+        known = [replace(r, ranks=_if_there(kept_ranks(folder / RANKS, r))) for r in before.results]
         every = merged(known, real)
         files = {kept_ranks(folder / RANKS, r) for r in every}
         gone = [r for r in known if kept_ranks(folder / RANKS, r) not in files]
         tables = {_table(r) for r in real if r.model not in FLOORS}
-        found = differences([r for r in every if _table(r) in tables])
+        new = {(r.dataset, r.overrides, r.model, r.recipe) for r in real}
+        still = [one for one in before.raw_differences if new.isdisjoint(one.settings)]
+        found = differences([r for r in every if _table(r) in tables], still)
         ranks = {kept_ranks(folder / RANKS, r): read_ranks(r.ranks) for r in real if r.ranks}
         for file, one in ranks.items():  # from here on files are touched
             keep_ranks(one, file)
