@@ -432,6 +432,12 @@ def test_data_settings_reach_the_log():
     assert isinstance(build(composed().data), SyntheticLog)
 
 
+def test_a_run_from_before_direct_conv_can_be_resumed():
+    cfg = OmegaConf.create(OmegaConf.to_container(composed(), resolve=True))
+    del cfg["direct_conv"], cfg["model"]["direct_conv"]
+    check_config(cfg, KNOWN, [])
+
+
 def test_patience_and_epochs_reach_lightning():
     cfg = composed("callbacks.early_stopping.patience=3", "trainer.max_epochs=5")
     assert build(cfg.callbacks.early_stopping).patience == 3
