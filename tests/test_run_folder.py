@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
@@ -184,3 +185,4 @@ def test_environment_is_plain_and_complete():
     assert found["command"] == "python train.py 'data.columns.item=item id'"
     assert {"command", "commit", "python", "versions", "cpu", "cores", "gpu"} <= found.keys()
     assert found["versions"]["numpy"] and found["threads"] >= 1
+    assert found["cpu"].endswith(f"({torch.backends.cpu.get_cpu_capability()})")

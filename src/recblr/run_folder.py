@@ -271,12 +271,17 @@ def environment(entry: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
+    """Model and the vectors that torch uses, `AMD EPYC (AVX2)`: one model can be of two speeds."""
+    import torch
+
+    name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
             if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+                name = line.split(":", 1)[1].strip()
+                break
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def cores() -> int | None:
