@@ -84,9 +84,7 @@ def test_every_baseline_learns_the_default_log(name, epochs, lr, least, default)
 @pytest.mark.slow
 def test_demo_reaches_three_quarters_of_the_ceiling(tmp_path):
     """`make demo`'s run: well above both floors, at least 75 % of the best possible ranking."""
-    outcome = spawn(
-        "train", "logger=csv", "trainer.max_epochs=10", cwd=tmp_path, OMP_NUM_THREADS="2"
-    )
+    outcome = spawn("train", "logger=csv", "trainer.max_epochs=10", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     run = RunFolder(run_folders(tmp_path / "runs")[0])
     floors, reached = run.read_json("floors.json"), run.read_json("test_metrics.json")["ndcg@10"]
