@@ -14,6 +14,12 @@ OURS := PYTHON TORCH_INDEX BIN ARGS BENCH RUNS
 given = $(findstring command line,$(origin $(1)))
 SETTINGS = $(foreach v,$(filter-out $(OURS),$(.VARIABLES)),$(if $(call given,$(v)),'$(v)=$($(v))'))
 RUNS ?=
+ifneq ($(strip $(SETTINGS)),)
+ifneq ($(MAKECMDGOALS),ablations)
+$(error $(strip $(SETTINGS)): `make ablations` alone takes settings; to others give ARGS="..." \
+(`make` lists them))
+endif
+endif
 
 .PHONY: help setup demo ablations table1 table2 table3 table4 table5 figures report
 .PHONY: test test-slow test-all test-gpu lint bench bench-gpu clean clean-data

@@ -147,6 +147,15 @@ def test_make_command_of_the_readme_works(command, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_setting_that_a_target_does_not_read_is_named():
+    make = ["make", "-n", "-o", ".venv/ready", "table1"]
+    done = subprocess.run([*make, "data=yelp"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "'data=yelp': `make ablations` alone takes settings" in done.stderr
+    done = subprocess.run([*make, "RUNS=runs"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "recblr.report table1 runs" in done.stdout
+
+
 def test_torch_index_of_the_readme_reaches_pip(tmp_path):
     (index,) = re.findall(r"make setup TORCH_INDEX=(\S+)`", README)
     done = subprocess.run(
