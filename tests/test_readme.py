@@ -150,7 +150,7 @@ def test_make_command_of_the_readme_works(command, tmp_path):
 def test_a_setting_that_a_target_does_not_read_is_named():
     make = ["make", "-n", "-o", ".venv/ready", "table1"]
     done = subprocess.run([*make, "data=yelp"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 2 and "python" not in done.stdout
     assert "'data=yelp': `make ablations` alone takes settings" in done.stderr
     done = subprocess.run([*make, "RUNS=runs"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "recblr.report table1 runs" in done.stdout
